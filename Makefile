@@ -1,0 +1,57 @@
+# Everything here makes .venv by itself when it is missing and does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow chaos lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: a plain requirement of it, resolved later, may pick a build for other hardware.
+$(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing mergesearch into $(VENV) (a few minutes, once)"
+	$(PIP) torch
+	$(PIP) --editable '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.quickstart
+	@echo "installing the test tools into $(VENV)"
+	$(PIP) --editable '.[dev,parity]'
+	@touch $@
+
+quickstart: $(VENV)/.quickstart  ## a real study on this machine, from nothing to an exported merge
+	$(BIN)/mergesearch quickstart
+
+lint: $(VENV)/.dev  ## format check, ruff, mypy --strict, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## format and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: lint  ## all checks and tests that pass in minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m "slow"
+
+chaos: $(VENV)/.dev  ## kill studies at random moments, many times
+	$(BIN)/python -m pytest -m "chaos" --timeout 3600
+
+bench: $(VENV)/.dev  ## speed, as ratios measured side by side
+	$(BIN)/python -m tests.benchmarks.merge_speed
+	$(BIN)/python -m tests.benchmarks.encode_speed
+
+clean:  ## remove the virtual environment and tool caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -1,0 +1,50 @@
+"""Hyperparameter search for the merge coefficients of retrieval models.
+
+The names below are imported when they are first used, so that `import mergesearch` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergesearch.recipe import MergeRecipe
+    from mergesearch.results.choose import choose
+    from mergesearch.results.evaluate import evaluate_folder, evaluate_study
+    from mergesearch.results.export import export_merge
+    from mergesearch.session import open_store, run_study
+    from mergesearch.storage.store import StudyStore
+    from mergesearch.study import Study, load_study
+
+_HOMES = {
+    "MergeRecipe": "mergesearch.recipe",
+    "Study": "mergesearch.study",
+    "StudyStore": "mergesearch.storage.store",
+    "choose": "mergesearch.results.choose",
+    "evaluate_folder": "mergesearch.results.evaluate",
+    "evaluate_study": "mergesearch.results.evaluate",
+    "export_merge": "mergesearch.results.export",
+    "load_study": "mergesearch.study",
+    "open_store": "mergesearch.session",
+    "run_study": "mergesearch.session",
+}
+
+__all__ = [
+    "MergeRecipe",
+    "Study",
+    "StudyStore",
+    "choose",
+    "evaluate_folder",
+    "evaluate_study",
+    "export_merge",
+    "load_study",
+    "open_store",
+    "run_study",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

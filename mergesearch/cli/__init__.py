@@ -1,0 +1,81 @@
+"""The command line: one file per command; each parses, calls one library function and prints.
+
+Commands import the library inside their functions, so that `mergesearch --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from mergesearch.cli import (
+    best,
+    dashboard,
+    evaluate,
+    export,
+    methods,
+    plan,
+    quickstart,
+    run,
+    status,
+    validate,
+)
+from mergesearch.errors import MergesearchError
+
+INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="""Search the merge coefficients of retrieval models.
+
+\b
+  mergesearch quickstart                 see a real study, in a few minutes
+  mergesearch validate studies/my.yaml   check a study file, its models and its data
+  mergesearch run studies/my.yaml        run it, or go on with it
+  mergesearch evaluate studies/my.yaml   the winner and every source on the test split
+  mergesearch export studies/my.yaml --out merged""",
+    epilog="""\b
+Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 3 no trial has a score yet,
+4 study database, 5 workers, 6 export refused or not equal to what was scored, 130 interrupted.""",
+)
+@click.version_option(package_name="mergesearch")
+def cli() -> None:
+    """The `mergesearch` program."""
+
+
+for module in (quickstart, validate, plan, run, status, best, evaluate, export, dashboard, methods):
+    cli.add_command(module.command)
+
+
+def main() -> NoReturn:
+    """Entry point of the `mergesearch` program."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = INTERRUPTED
+    except BrokenPipeError:  # `mergesearch status … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except MergesearchError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """A polite request to stop is treated like Ctrl-C: what is recorded stays and can be gone on with."""
+    raise KeyboardInterrupt

@@ -1,0 +1,52 @@
+"""`mergesearch best`: the chosen merge of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergesearch.cli.common import (
+    examples,
+    format_option,
+    open_existing,
+    print_json,
+    print_table,
+    storage_option,
+    study_argument,
+)
+
+
+@click.command(
+    "best",
+    short_help="Show the chosen merge.",
+    epilog=examples("mergesearch best studies/segment-grid.yaml", "mergesearch best -f json my.yaml"),
+)
+@study_argument
+@storage_option
+@format_option
+def command(study_file: Path, storage: str | None, output: str) -> None:
+    """Show the merge that the study chooses, its coefficients, and the highest scoring one beside it."""
+    from mergesearch.results.choose import choose
+    from mergesearch.study import load_study
+
+    study = load_study(study_file)
+    with open_existing(study_file, storage) as store:
+        choice = choose(study, store)
+        recipe = store.recipe(choice.number)
+    if output == "json":
+        print_json({**choice.to_dict(), "recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint})
+        return
+    click.echo(choice.describe())
+    rows: list[tuple[Any, ...]] = []
+    for group in recipe.groups:
+        where = ", ".join(group.places) if len(group.places) < 3 else f"{group.places[0]} … {group.places[-1]}"
+        if group.copy_from is not None:
+            rows.append((group.name, where, f"copied from {group.copy_from}"))
+        for name, value in group.coefficients.items():
+            if isinstance(value, float | int):
+                rows.append((group.name, where, f"{name} = {value:.4g}"))
+            else:
+                rows.append((group.name, where, ", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items())))
+    print_table(["group", "covers", "coefficients"], rows)

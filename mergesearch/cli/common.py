@@ -1,0 +1,112 @@
+"""Options and printing that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mergesearch.storage.store import StudyStore
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STUDY_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def study_argument(function: F) -> F:
+    """The positional study file."""
+    return click.argument("study_file", metavar="STUDY.yaml", type=STUDY_FILE)(function)
+
+
+def storage_option(function: F) -> F:
+    """The database that overrides the study file's."""
+    return click.option(
+        "--storage",
+        metavar="URL",
+        help="Database URL; overrides MERGESEARCH_STORAGE, OPTUNA_STORAGE and the study file.",
+    )(function)
+
+
+def format_option(function: F) -> F:
+    """Table for people, JSON for programs."""
+    return click.option(
+        "-f", "--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True
+    )(function)
+
+
+def examples(*lines: str) -> str:
+    """An epilog of real commands, kept as written."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def open_existing(study_file: Path, storage: str | None) -> StudyStore:
+    """The recorded study that a study file names, for reading."""
+    from mergesearch.errors import StorageError
+    from mergesearch.storage.store import StudyStore
+    from mergesearch.study_file import parse_study, storage_url
+
+    content = parse_study(study_file).content
+    try:
+        return StudyStore.open(storage_url(content, storage), content.study, None, exclusive=False)
+    except StorageError as error:  # the storage does not know which file it was asked for
+        raise type(error)(str(error).replace("STUDY.yaml", str(study_file))) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside: no bars of transformers ("Loading weights", "Writing model shards") and no log lines of Optuna.
+
+    Ours say what matters, and a log file or a pipe should hold nothing else. Imports both libraries.
+    """
+    from mergesearch.evaluation.loading import no_progress_bar
+    from mergesearch.search.quiet import quiet_optuna
+
+    with no_progress_bar(), quiet_optuna():
+        yield
+
+
+_NUMBER = re.compile(r"[+−-]?[\d,.]*( \*)?")
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
+    """A table of plain cells: numbers to the right, text to the left.
+
+    In a terminal only the widest column is folded, when the others leave it too little room; elsewhere (a pipe, a
+    file) lines are as long as they need to be.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    widest = widths.index(max(widths))
+    table = Table(box=None, pad_edge=False)
+    for i, header in enumerate(headers):
+        numeric = all(_NUMBER.fullmatch(row[i]) for row in cells)
+        table.add_column(
+            Text(header, style="bold"),
+            justify="right" if numeric else "left",
+            no_wrap=i != widest,
+            min_width=None if i == widest else widths[i],
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(sum(widths) + 2 * len(widths), len(title), 1)
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, nothing else."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,92 @@
+"""How a running study looks in a terminal, and in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from mergesearch.controller import Listener
+from mergesearch.evaluation.result import TrialResult
+
+
+class StudyProgress(Listener):
+    """A `Listener`: one line per trial; in a terminal also bars over trials and over a trial's batches."""
+
+    def __init__(self, planned: int | None, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._trials = self._bars.add_task("trials", total=planned)
+        self._batches = self._bars.add_task("batches", total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def batch(self, done: int, total: int) -> None:
+        """Batches of the running trial (local workers only)."""
+        self._bars.update(self._batches, completed=done, total=total)
+
+    def recorded(self, finished: int) -> None:
+        """How many trials an earlier process had finished."""
+        self._bars.update(self._trials, completed=finished)
+
+    def started(self, number: int, label: str) -> None:  # noqa: ARG002 - the listener's signature
+        """Reset the bar over batches."""
+        self._bars.update(self._batches, completed=0, description=f"trial {number}")
+
+    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
+        """One line with score and cost."""
+        seconds = sum(result.seconds.values())
+        mark = "  best so far" if new_best else ""
+        self._line(f"trial {number:>3}  {result.value:.4f}  {seconds:5.1f} s  {label}{mark}", bold=new_best)
+
+    def reused(self, number: int, label: str, value: float, original: int) -> None:
+        """One line saying where the score came from."""
+        self._line(f"trial {number:>3}  {value:.4f}        –  {label} (same merge as trial {original})")
+
+    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
+        """One line with the reason."""
+        what = " again" if retried else "failed"
+        self._line(f"trial {number:>3}  {what}        –  {label}: {reason}", step=not retried)
+
+    def _line(self, text: str, *, step: bool = True, bold: bool = False) -> None:
+        if step:
+            self._bars.advance(self._trials)
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            # As Text, because reasons may hold what rich takes for markup.
+            self._bars.console.print(Text(text, style="bold" if bold else ""))
+        else:
+            click.echo(text)
+
+
+@contextmanager
+def phase_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one piece of work; yields a callback for (done, total)."""
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

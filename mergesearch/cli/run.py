@@ -1,0 +1,70 @@
+"""`mergesearch run`: run a study, or go on with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from mergesearch.cli.common import examples, quiet_libraries, storage_option, study_argument
+
+
+@click.command(
+    "run",
+    short_help="Run a study, or go on with it.",
+    epilog=examples(
+        "mergesearch run studies/segment-grid.yaml",
+        "mergesearch run studies/segment-grid.yaml --workers ray --count 2",
+        "mergesearch run my.yaml --trials 40            # go on with a larger budget",
+        "mergesearch run my.yaml --storage postgresql://me@db/studies",
+    ),
+)
+@study_argument
+@storage_option
+@click.option("--workers", type=click.Choice(["local", "ray"]), help="Overrides the study file.")
+@click.option("--count", type=click.IntRange(1), help="Number of Ray workers; implies --workers ray.")
+@click.option("--address", help="An existing Ray cluster; implies --workers ray.")
+@click.option("--trials", type=click.IntRange(1), help="Overrides the study file's budget.")
+@click.option("--device", help="auto, cpu, cuda, …")
+@click.option("--quiet", is_flag=True, help="No progress, only the summary.")
+def command(
+    study_file: Path,
+    storage: str | None,
+    workers: str | None,
+    count: int | None,
+    address: str | None,
+    trials: int | None,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Run a study. Ctrl-C or a crash loses nothing: the same command goes on where it stopped."""
+    from mergesearch.cli.progress import StudyProgress
+    from mergesearch.results.choose import choose
+    from mergesearch.session import open_store, run_study
+    from mergesearch.study import resolve
+    from mergesearch.study_file import parse_study, storage_url
+
+    parsed = parse_study(study_file)
+    if workers == "local" and (count or address):
+        raise click.UsageError("--count and --address are for Ray workers; local is one worker")
+    kind = "ray" if count or address else workers
+    given = {"kind": kind, "count": 1 if kind == "local" else count, "address": address, "device": device}
+    changed = {k: v for k, v in given.items() if v is not None}
+    content = parsed.content
+    search = content.search.model_copy(update={"trials": trials} if trials else {})
+    content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
+    study = resolve(replace(parsed, content=content))
+    for note in study.notes():
+        click.echo(f"note: {note}")
+    with quiet_libraries(), open_store(study, storage_url(content, storage)) as store:
+        try:
+            with StudyProgress(study.planned_trials, quiet=quiet) as progress:
+                progress.recorded(sum(t.state.is_finished() for t in store.trials()))
+                summary = run_study(study, store, progress, progress.batch)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted; nothing is lost. Go on with: mergesearch run {study_file}", err=True)
+            raise
+        click.echo(summary.describe())
+        click.echo(choose(study, store).describe())
+    click.echo(f"next: mergesearch evaluate {study_file}; mergesearch export {study_file} --out merged")

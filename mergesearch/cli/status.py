@@ -1,0 +1,52 @@
+"""`mergesearch status`: how far a study is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergesearch.cli.common import (
+    examples,
+    format_option,
+    open_existing,
+    print_json,
+    print_table,
+    storage_option,
+    study_argument,
+)
+
+
+@click.command(
+    "status",
+    short_help="Show every trial of a study.",
+    epilog=examples("mergesearch status studies/segment-grid.yaml", "mergesearch status -f json my.yaml"),
+)
+@study_argument
+@storage_option
+@format_option
+def command(study_file: Path, storage: str | None, output: str) -> None:
+    """Show every trial of a study: state, dev score, coefficients, cost. Works while it runs."""
+    from mergesearch.results.status import read_status
+
+    with open_existing(study_file, storage) as store:
+        status = read_status(store)
+    if output == "json":
+        print_json(status.to_dict())
+        return
+    print_table(
+        ["trial", "state", "dev score", "seconds", "tokens", "what"],
+        [
+            (
+                t.number,
+                t.state,
+                "" if t.value is None else f"{t.value:.4f}{' *' if t.number == status.best else ''}",
+                "" if t.seconds is None else f"{t.seconds:.1f}",
+                "" if t.tokens is None else f"{t.tokens:,}",
+                t.label if not t.failure else f"{t.label}: {t.failure}",
+            )
+            for t in status.trials
+        ],
+        title=status.study,
+    )
+    click.echo(status.summary())

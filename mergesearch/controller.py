@@ -1,0 +1,322 @@
+"""Ask, dispatch, tell: the only code that knows both search and workers.
+
+A logical trial is created with its recipe in the database before any worker sees it, and ends there exactly
+once. A process that dies leaves RUNNING trials behind; the next one adopts them, so a resumed study asks for
+nothing twice.
+
+Equal recipes are never evaluated twice: one that has a score shares it, and one that a worker holds is waited
+for before another trial is begun with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec
+
+from optuna.trial import FrozenTrial, TrialState
+
+from mergesearch.errors import EvaluationError, WorkerError
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.recipe import MergeRecipe
+from mergesearch.search.registry import Strategy
+from mergesearch.storage.store import StudyStore, Told
+from mergesearch.study import Anchor, Study
+from mergesearch.workers.pool import Outcome, Task, WorkerPool
+
+P = ParamSpec("P")
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 5
+"""A study whose trials all fail is stopped: whatever is wrong, more trials will not mend it. Failures that a recipe
+is to blame for do not count: the next recipe may do well, and a grid is to reach its end."""
+MAX_FRUITLESS_IN_A_ROW = 50
+"""A strategy that proposes nothing but known recipes, or ones that can get no score, has used up its space."""
+MOST_ANCHOR_FAILURES = 2
+"""So often an anchor may fail, once per process; what made it fail is often mended before the study goes on."""
+ALLOWED_INTERRUPTIONS = 3
+"""Beyond `retries`, so often a trial may have been begun and not ended by earlier processes. Whoever presses Ctrl-C
+uses up one as well as a trial that takes its whole process along, and the two cannot be told apart."""
+ANCHOR_ATTR = "anchor_of"
+"""Attribute of an anchor's trials: the beginning of its recipe's fingerprint. Names of anchors may be equal."""
+LABEL_CHARACTERS = 300
+"""Of a trial's label; with a coefficient per layer there would be no end of it."""
+
+
+class Listener:
+    """Who wants to know how a study goes on; this one does not.
+
+    Called in the controller's thread. What a listener raises is logged and changes nothing: hours of work do
+    not end because a terminal did.
+    """
+
+    def recorded(self, finished: int) -> None:
+        """So many trials had ended before this call of `run_study`."""
+
+    def started(self, number: int, label: str) -> None:
+        """A trial was given to a worker."""
+
+    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
+        """A trial has its value."""
+
+    def reused(self, number: int, label: str, value: float, original: int) -> None:
+        """A trial's recipe had been scored before."""
+
+    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
+        """A trial has no value; when `retried`, not yet."""
+
+
+@dataclass
+class Summary:
+    """How a call of `run_study` ended."""
+
+    reason: str
+    evaluated: int = 0
+    reused: int = 0
+    failed: int = 0
+    adopted: int = 0
+    seconds: float = 0.0
+
+    def describe(self) -> str:
+        """One line for people."""
+        counts = [(self.evaluated, "evaluated"), (self.reused, "known before"), (self.failed, "failed")]
+        done = ", ".join(f"{n} {what}" for n, what in counts if n) or "nothing to do"
+        adopted = f", {self.adopted} of them begun by an earlier process" if self.adopted else ""
+        return f"{self.reason}: {done}{adopted}, {self.seconds:.0f} s"
+
+
+@dataclass
+class _Trial:
+    """A trial that has begun and not ended; `deaths` says how workers died of it in this process."""
+
+    task: Task
+    label: str
+    fingerprint: str
+    epoch: int | None = None
+    deaths: list[str] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        return self.task.number
+
+
+class Controller:
+    """Drives one study with one pool of workers until its budget, its strategy or its user ends it."""
+
+    def __init__(self, study: Study, store: StudyStore, pool: WorkerPool, listener: Listener) -> None:
+        self._store = store
+        self._pool = pool
+        self._listener = listener
+        self._study = study
+        self._search = study.parsed.content.search
+        self._strategy: Strategy = study.strategy()
+        self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
+        self._distributions = study.space.distributions()
+        self._flight: dict[int, _Trial] = {}
+        self._waiting: deque[_Trial] = deque()
+        self._summary = Summary("")
+        self._failures = 0
+        self._fruitless = 0
+        self._best = -math.inf
+
+    def run(self) -> Summary:
+        """Evaluate until done. KeyboardInterrupt passes through; nothing recorded is lost by it.
+
+        Raises:
+            WorkerError: workers cannot be kept alive, or trial after trial fails.
+            StorageError: the database went away.
+        """
+        started = time.monotonic()
+        self._adopt()
+        try:
+            while True:
+                free = self._pool.free
+                if free and self._dispatch_next(started):
+                    continue
+                if free and not self._flight:
+                    break  # with no worker free, more may be left to do: one is being rebuilt
+                for outcome in self._pool.wait():
+                    self._settle(outcome)
+        finally:
+            self._summary.seconds = time.monotonic() - started
+        return self._summary
+
+    def _adopt(self) -> None:
+        """Take over the trials that an earlier process left unfinished; they come before any new one."""
+        history = self._store.trials()
+        values = [t.value for t in history if t.state == TrialState.COMPLETE and t.value is not None]
+        self._best = max(values, default=-math.inf)
+        labels = {t.number: str(t.user_attrs.get("label", "")) for t in history}
+        self._anchors.extend(self._anchors_left(history))
+        self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
+        unfinished = self._store.unfinished()
+        self._summary.adopted = len(unfinished)
+        for left in unfinished:
+            trial = _Trial(Task(left.number, left.recipe), labels[left.number], left.recipe.fingerprint)
+            if left.attempts > self._search.retries + ALLOWED_INTERRUPTIONS:
+                reason = f"begun {left.attempts} times, it never ended: it may be what ends its process each time"
+                self._fail(trial, reason, recipe_at_fault=True)
+            else:
+                self._waiting.append(trial)
+
+    def _anchors_left(self, history: Sequence[FrozenTrial]) -> list[tuple[Anchor, int]]:
+        """The anchors without a trial that has or may get a score, unless they failed too often."""
+        failures = Counter(t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state == TrialState.FAIL)
+        recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
+        left = []
+        for anchor in self._study.anchors():
+            identity = _identity(self._study.recipe_of(anchor.coefficients))
+            if identity not in recorded and failures[identity] < MOST_ANCHOR_FAILURES:
+                left.append((anchor, failures[identity]))
+        return left
+
+    def _dispatch_next(self, started: float) -> bool:
+        """Start one trial, or end one that needs no worker; False when an outcome has to be waited for."""
+        if self._waiting:
+            return self._start_waiting()
+        history = self._store.trials()
+        self._summary.reason = self._used_up(history, started)
+        if self._summary.reason:
+            return False
+        if self._anchors:
+            if begun := self._begin_anchor(*self._anchors[0]):
+                self._anchors.popleft()
+            return begun
+        self._summary.reason = self._exhausted(history)
+        if self._summary.reason:
+            return False
+        number = len(history)
+        proposal = self._strategy.propose(history, number)
+        if proposal is None:
+            self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
+            return False
+        label = ", ".join(f"{k}={v:.4g}" for k, v in proposal.params.items())
+        attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs}
+        return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs)
+
+    def _used_up(self, history: Sequence[FrozenTrial], started: float) -> str:
+        """Why the budget allows no further trial; empty when it does. Trials in flight count as evaluated."""
+        search = self._search
+        evaluated = [t for t in history if t.state != TrialState.FAIL and "duplicate_of" not in t.user_attrs]
+        if search.trials is not None and len(evaluated) >= search.trials:
+            return f"all {search.trials} trials are done"
+        if search.minutes is not None and time.monotonic() - started >= 60 * search.minutes:
+            return f"the {search.minutes:g} minutes of this session are over"
+        return ""
+
+    def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
+        """Why the strategy need not be asked; empty when it is to be."""
+        if self._strategy.exhausted(history):
+            return "the search space is exhausted"
+        # A strategy that knows its number of points comes to its end by itself, and is to reach it.
+        if self._fruitless >= MAX_FRUITLESS_IN_A_ROW and self._strategy.planned() is None:
+            return f"the last {self._fruitless} proposals were known before or can get no score"
+        return ""
+
+    def _begin_anchor(self, anchor: Anchor, failures: int) -> bool:
+        recipe = self._study.recipe_of(anchor.coefficients)
+        name = anchor.name[:LABEL_CHARACTERS]
+        attrs = {"label": name, "anchor": name, ANCHOR_ATTR: _identity(recipe)}
+        return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs)
+
+    def _begin(self, logical_id: str, params: Mapping[str, float], recipe: MergeRecipe, attrs: dict[str, Any]) -> bool:
+        """Record a new trial and start it; False, and nothing is recorded, while a worker holds its recipe."""
+        fingerprint = recipe.fingerprint
+        if self._is_held(fingerprint):
+            return False
+        scored = self._store.value_of(fingerprint)
+        if scored is not None:
+            attrs = {**attrs, "duplicate_of": scored[0]}
+        distributions = {k: v for k, v in self._distributions.items() if k in params}
+        number = self._store.begin(params, distributions, recipe=recipe, attrs=attrs, logical_id=logical_id)
+        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint), scored)
+        return True
+
+    def _start_waiting(self) -> bool:
+        """Start the first trial that waits, except for those whose recipe a worker holds."""
+        for trial in self._waiting:
+            if not self._is_held(trial.fingerprint):
+                self._waiting.remove(trial)
+                self._start(trial, self._store.value_of(trial.fingerprint))
+                return True
+        return False
+
+    def _is_held(self, fingerprint: str) -> bool:
+        return any(trial.fingerprint == fingerprint for trial in self._flight.values())
+
+    def _start(self, trial: _Trial, scored: tuple[int, TrialResult] | None) -> None:
+        """Give a trial to a worker, or at once the scores of an equal recipe."""
+        if scored is not None:
+            original, result = scored
+            self._store.finish(trial.number, replace(result, seconds={}, tokens=0, worker="reused", notes=()))
+            self._summary.reused += 1
+            self._fruitless += 1
+            self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
+            return
+        worker = self._pool.submit(trial.task)
+        self._flight[trial.number] = trial
+        trial.epoch = self._store.lease(trial.number, worker)
+        self._tell(self._listener.started, trial.number, trial.label)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Record what became of a task."""
+        trial = self._flight.pop(outcome.task.number)
+        if outcome.worker_died:
+            self._after_death(trial, outcome.failure or "no reason given")
+            return
+        if outcome.result is None:
+            self._fail(trial, outcome.failure or "no reason given", recipe_at_fault=outcome.recipe_at_fault)
+            return
+        try:
+            told = self._store.finish(trial.number, outcome.result, epoch=trial.epoch)
+        except EvaluationError as error:  # scores that are no scores
+            self._fail(trial, str(error), recipe_at_fault=True)
+            return
+        if told is Told.LATE:
+            self._tell(self._listener.failed, trial.number, trial.label, "was ended by another program", retried=False)
+            return
+        self._summary.evaluated += 1
+        self._failures = self._fruitless = 0
+        value = outcome.result.value
+        new_best, self._best = value > self._best, max(self._best, value)
+        self._tell(self._listener.finished, trial.number, trial.label, outcome.result, new_best=new_best)
+
+    def _after_death(self, trial: _Trial, reason: str) -> None:
+        """Try again with another worker, or fail with what was seen each time."""
+        trial.deaths.append(reason)
+        times = len(trial.deaths)
+        if times <= self._search.retries:
+            self._waiting.appendleft(trial)
+            self._tell(self._listener.failed, trial.number, trial.label, reason, retried=True)
+        else:
+            evidence = "; ".join(dict.fromkeys(trial.deaths))
+            self._fail(trial, f"{times} workers died while they evaluated it: {evidence}")
+
+    def _fail(self, trial: _Trial, reason: str, *, recipe_at_fault: bool = False) -> None:
+        self._store.fail(trial.number, reason, epoch=trial.epoch)
+        self._summary.failed += 1
+        self._tell(self._listener.failed, trial.number, trial.label, reason, retried=False)
+        if recipe_at_fault:
+            self._fruitless += 1
+            return
+        self._failures += 1
+        if self._failures >= MAX_FAILURES_IN_A_ROW:
+            raise WorkerError(
+                f"the last {self._failures} trials failed, the last one with: {reason}\n"
+                "Mend the cause and run the same command again; what is recorded stays."
+            )
+
+    def _tell(self, event: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            event(*args, **kwargs)
+        except Exception:
+            logger.exception("what happened could not be shown; the study goes on")
+
+
+def _identity(recipe: MergeRecipe) -> str:
+    """What an anchor's trials are known by; half of a fingerprint tells recipes apart as well."""
+    return recipe.fingerprint[:32]

@@ -1,0 +1,273 @@
+"""`RetrievalEvaluator`: the current weights of an encoder, scored on every dev collection."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.backends import get_backend
+from mergesearch.evaluation.judgements import Judgements
+from mergesearch.evaluation.metrics import parse_metric
+from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.evaluation.search import Ranking, TopK
+from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mergesearch.evaluation.collection import Collection
+    from mergesearch.evaluation.encoder import Encoder
+
+CHUNK_DOCUMENTS = 16_384
+"""Embeddings held at a time: 25 MB at 384 dimensions, 268 MB at 4,096."""
+
+Progress = Callable[[int, int], None]
+"""Called with (batches encoded, batches of the trial)."""
+
+
+@dataclass(frozen=True)
+class WeightedCollection:
+    """A collection and its part in a trial's value.
+
+    Attributes:
+        collection: queries, documents and judgements.
+        weight: its share; shares are normalised over collections.
+        query_prompt: put before queries; None for the template's own prompt, empty for none.
+        document_prompt: the same for documents.
+    """
+
+    collection: Collection
+    weight: float = 1.0
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class PreparedCollection:
+    """What is worked out once per collection and used by every trial.
+
+    Attributes:
+        source: the collection and its weight.
+        queries: plan of the judged queries, in `judgements.query_ids` order.
+        documents: plan of the documents that can be retrieved.
+        document_rows: corpus position of each planned document, int64.
+        judgements: gains by corpus position.
+        exclude: corpus position of the document that is the query itself, -1 for none; None when allowed.
+        candidates: the corpus positions each query is limited to; None for the whole corpus.
+    """
+
+    source: WeightedCollection
+    queries: TokenPlan
+    documents: TokenPlan
+    document_rows: NDArray[np.int64]
+    judgements: Judgements
+    exclude: NDArray[np.int64] | None
+    candidates: list[NDArray[np.int64]] | None
+
+
+class RetrievalEvaluator:
+    """Scores the weights that the encoder holds at the moment.
+
+    Text is tokenised and batches are planned in the constructor. Not safe for use from several threads.
+
+    Args:
+        encoder: its weights may change between calls of `evaluate`; its tokenizer and settings may not.
+        collections: at least one.
+        metric: for example `ndcg@10`.
+        depth: documents kept per query, for runs that are kept; at least the metric's, which is the default.
+        batch_tokens: most padded tokens per batch.
+        backend: exact search backend.
+        max_query_length: tokens per query, instead of the template's.
+        max_document_length: tokens per document, instead of the template's.
+        chunk_documents: document embeddings held at a time; scores do not depend on it.
+        store: folder for the token ids of corpora that outgrow memory; None keeps them in memory.
+
+    Raises:
+        EvaluationError: the metric or the backend is unknown, the template cannot encode as asked, or a
+            collection has no judged queries.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        collections: Sequence[WeightedCollection],
+        *,
+        metric: str = "ndcg@10",
+        depth: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        backend: str = "torch",
+        max_query_length: int | None = None,
+        max_document_length: int | None = None,
+        chunk_documents: int = CHUNK_DOCUMENTS,
+        store: Path | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.metric = parse_metric(metric)
+        self.depth = max(depth or 0, self.metric.depth)
+        get_backend(backend)  # Raises now rather than in the first trial.
+        self._backend = backend
+        self._chunk_documents = chunk_documents
+        self._batch_tokens = batch_tokens
+        self._lengths = (max_query_length, max_document_length)
+        self._store = store
+        self.collections = tuple(self._prepare(source) for source in collections)
+        if not self.collections:
+            raise EvaluationError("there is no collection to evaluate on.")
+
+    @property
+    def n_tokens(self) -> int:
+        """Useful tokens per trial."""
+        return sum(plan.n_tokens for plan in self._plans())
+
+    @property
+    def n_padded_tokens(self) -> int:
+        """Tokens per trial, padding counted."""
+        return sum(plan.n_padded_tokens for plan in self._plans())
+
+    @property
+    def n_batches(self) -> int:
+        """Batches per trial."""
+        return sum(len(plan.batches) for plan in self._plans())
+
+    def evaluate(self, progress: Progress | None = None, *, keep_runs: bool = False) -> TrialResult:
+        """Encode, search and score every collection under the current weights.
+
+        Args:
+            progress: called after every batch.
+            keep_runs: keep the best `depth` documents per query in the result.
+
+        Returns:
+            Scores, and seconds of `encode`, `search` and `score`; `merge` and `worker` are the caller's.
+
+        Raises:
+            EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
+        """
+        self.encoder.notes.clear()
+        clock = _Clock(self.encoder.device)
+        done = 0
+
+        def on_batch() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, self.n_batches)
+
+        scores = tuple(self._score(prepared, clock, on_batch, keep_runs) for prepared in self.collections)
+        notes = tuple(
+            note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
+        )
+        return TrialResult(scores, dict(clock.seconds), self.n_tokens, notes=notes)
+
+    def _score(
+        self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool
+    ) -> CollectionScores:
+        ranking = self._rank(prepared, clock, on_batch)
+        judgements, collection = prepared.judgements, prepared.source.collection
+        with clock.phase("score"):
+            scores = self.metric.score(judgements.gains(ranking.rows), judgements)
+            run = ranking.to_run(judgements.query_ids, collection.doc_ids) if keep_runs else None
+        return CollectionScores(
+            collection.name, self.metric.name, judgements.query_ids, scores, prepared.source.weight, run
+        )
+
+    def _rank(self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None]) -> Ranking:
+        with clock.phase("encode"):
+            queries = self._comparable(self.encoder.encode(prepared.queries, on_batch))
+        with clock.phase("search"):
+            search = TopK(
+                queries,
+                prepared.source.collection.doc_ids,
+                self.depth,
+                backend=self._backend,
+                exclude=prepared.exclude,
+                candidates=prepared.candidates,
+            )
+        chunks = self.encoder.chunks(prepared.documents, self._chunk_documents, on_batch)
+        while True:
+            with clock.phase("encode"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                break
+            with clock.phase("search"):
+                search.add(prepared.document_rows[chunk[0]], self._comparable(chunk[1]))
+        with clock.phase("search"):
+            return search.result()
+
+    def _comparable(self, embeddings: Tensor) -> Tensor:
+        """Cosine is the inner product of vectors scaled to length 1, in fp32 whatever the model's dtype."""
+        if self.encoder.settings.similarity == "dot":
+            return embeddings
+        return torch.nn.functional.normalize(embeddings, dim=1)
+
+    def _prepare(self, source: WeightedCollection) -> PreparedCollection:
+        collection = source.collection
+        texts = dict(zip(collection.query_ids, collection.query_texts, strict=True))
+        query_ids = [query_id for query_id in collection.query_ids if collection.qrels.get(query_id)]
+        if not query_ids:
+            raise EvaluationError(f"collection {collection.name!r} has no judged queries.")
+        rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
+        exclude = candidates = None
+        if collection.exclude_same_id and not rows.keys().isdisjoint(query_ids):
+            exclude = np.array([rows.get(query_id, -1) for query_id in query_ids], dtype=np.int64)
+        document_rows = np.arange(len(rows), dtype=np.int64)
+        if collection.candidates is not None:
+            candidates = [
+                np.array([rows[d] for d in dict.fromkeys(collection.candidates.get(q, ()))], dtype=np.int64)
+                for q in query_ids
+            ]
+            # Documents that no query may be answered with are not worth encoding.
+            document_rows = np.unique(np.concatenate(candidates))
+        return PreparedCollection(
+            source,
+            self.encoder.plan(
+                [texts[query_id] for query_id in query_ids],
+                "query",
+                prompt=source.query_prompt,
+                max_length=self._lengths[0],
+                batch_tokens=self._batch_tokens,
+            ),
+            self.encoder.plan(
+                [collection.doc_texts[row] for row in document_rows],
+                "document",
+                prompt=source.document_prompt,
+                max_length=self._lengths[1],
+                batch_tokens=self._batch_tokens,
+                store=self._store,
+            ),
+            document_rows,
+            Judgements.prepare(query_ids, collection.doc_ids, collection.qrels),
+            exclude,
+            candidates,
+        )
+
+    def _plans(self) -> Iterator[TokenPlan]:
+        for prepared in self.collections:
+            yield prepared.queries
+            yield prepared.documents
+
+
+class _Clock:
+    """Wall seconds per phase; a GPU's queue is waited for, so that work counts where it was asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = {"encode": 0.0, "search": 0.0, "score": 0.0}
+        self._device = device
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[name] += time.perf_counter() - started

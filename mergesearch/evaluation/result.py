@@ -1,0 +1,61 @@
+"""What a trial brings back: scores per query and collection, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class CollectionScores:
+    """Scores of one model on one collection.
+
+    Attributes:
+        collection: the collection's name.
+        metric: for example `ndcg@10`.
+        query_ids: the judged queries, in the collection's order.
+        scores: one score per query, float64, in [0, 1].
+        weight: the collection's share in the trial's value (weights are normalised over collections).
+        run: top documents per query id, best first, as (document id, score); kept only on request.
+    """
+
+    collection: str
+    metric: str
+    query_ids: tuple[str, ...]
+    scores: NDArray[np.float64]
+    weight: float = 1.0
+    run: Mapping[str, Sequence[tuple[str, float]]] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean over queries, as trec_eval reports it."""
+        return float(self.scores.mean())
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The outcome of one evaluated recipe.
+
+    Attributes:
+        collections: scores per dev collection.
+        seconds: wall seconds per phase: `merge`, `encode`, `search`, `score`.
+        tokens: useful tokens encoded (padding not counted).
+        worker: who evaluated it.
+        notes: small facts worth keeping, such as a batch that had to be split.
+    """
+
+    collections: tuple[CollectionScores, ...]
+    seconds: Mapping[str, float]
+    tokens: int
+    worker: str = "local"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def value(self) -> float:
+        """The weighted mean over collections of the mean over queries."""
+        total = math.fsum(c.weight for c in self.collections)
+        return math.fsum(c.weight * c.mean for c in self.collections) / total

@@ -1,0 +1,91 @@
+"""How much memory a resident merge takes, from shapes and dtypes alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from mergesearch.merging.resident import CHUNK_ELEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mergesearch.merging.method import MergeMethod
+
+
+class TensorShape(Protocol):
+    """What is known of a tensor from its file's header; a tensor on the meta device does as well."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes of the dimensions."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type it is stored in."""
+
+
+@dataclass(frozen=True)
+class ResidentBytes:
+    """Bytes that a `ResidentMerger` and its model hold.
+
+    Attributes:
+        sources: the sources' tensors, in the dtype they are stored in.
+        model: the one model that is overwritten.
+        workspace: float32 scratch memory.
+    """
+
+    sources: int
+    model: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.sources + self.model + self.workspace
+
+
+def resident_bytes(
+    method: MergeMethod,
+    target: Mapping[str, TensorShape],
+    sources: Mapping[str, Mapping[str, TensorShape]],
+    *,
+    base: str | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> ResidentBytes:
+    """What a resident merge holds.
+
+    Exact for elementwise methods when every coefficient is in use. For the others the workspace is a float32
+    copy of the largest tensor for the result and for each input that is not float32; what their
+    kernels allocate on top is theirs.
+
+    Args:
+        method: the merge method.
+        target: the model's parameters by canonical name, in the dtype that is evaluated.
+        sources: source name to the tensors that are read from it.
+        base: the source that task vectors are taken from.
+        chunk_elements: as given to `ResidentMerger`.
+    """
+    buffers = 0
+    for name, tensor in target.items():
+        inputs = [tensors[name].dtype for tensors in sources.values() if name in tensors]
+        if inputs:
+            buffers = max(buffers, sum(dtype != torch.float32 for dtype in [tensor.dtype, *inputs]))
+    names = method.merged_sources(sources, base)
+    uniform = method.uniform(tuple(sources), base)
+    if uniform is not None:
+        buffers += method.bind(uniform, names, {}).n_buffers
+    largest = max(math.prod(tensor.shape) for tensor in target.values())
+    size = chunk_elements if method.elementwise else max(chunk_elements, largest)
+    return ResidentBytes(
+        sources=sum(_n_bytes(tensors) for tensors in sources.values()),
+        model=_n_bytes(target),
+        workspace=4 * size * buffers,
+    )
+
+
+def _n_bytes(tensors: Mapping[str, TensorShape]) -> int:
+    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())

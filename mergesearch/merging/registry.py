@@ -1,0 +1,148 @@
+"""The registry of merge methods, filled by the files of `merging/methods/`.
+
+`@merge_method` reads a kernel's signature (see `merging/kernel.py`) and makes a `MergeMethod` of it: search
+spaces, the study file's checks, the table in the docs and the conformance tests all derive from that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+from mergesearch.errors import MergeError, unknown
+from mergesearch.merging.kernel import Doc, PerSource, Range, Site, Tensors, Workspace
+from mergesearch.merging.method import (
+    PROPERTIES,
+    Coefficient,
+    MergeMethod,
+    Option,
+    Shorthand,
+    kernel_parameter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import torch
+
+__all__ = [
+    "METHODS",
+    "Doc",
+    "MergeMethod",
+    "PerSource",
+    "Range",
+    "Shorthand",
+    "Site",
+    "Tensors",
+    "Workspace",
+    "get_method",
+    "merge_method",
+]
+
+METHODS: dict[str, MergeMethod] = {}
+"""Every merge method by name."""
+
+_GIVEN = frozenset({"tensors", "base", "out", "work", "site"})
+
+
+def get_method(name: str) -> MergeMethod:
+    """The method of that name.
+
+    Raises:
+        MergeError: if there is none, with the closest name suggested.
+    """
+    if name not in METHODS:
+        raise MergeError(unknown("merge method", name, METHODS))
+    return METHODS[name]
+
+
+def merge_method(
+    *,
+    title: str,
+    paper: str,
+    elementwise: bool = False,
+    min_sources: int = 1,
+    max_sources: int | None = None,
+    properties: Iterable[str] = (),
+    shorthands: Sequence[Shorthand] = (),
+) -> Callable[[Callable[..., torch.Tensor]], MergeMethod]:
+    """Register the decorated kernel under its own name.
+
+    Args:
+        title: the method's name for people.
+        paper: URL of what it follows.
+        elementwise: elements do not depend on each other, so that the kernel may be called on flat chunks.
+        min_sources: fewest sources, base left out.
+        max_sources: most sources, base left out; None for any number.
+        properties: names in `PROPERTIES`; the conformance suite tests them.
+        shorthands: ways to write the coefficients as one number.
+
+    Raises:
+        TypeError: for a signature that is not of the form that `merging/kernel.py` describes.
+    """
+
+    def register(kernel: Callable[..., torch.Tensor]) -> MergeMethod:
+        coefficients, options = _declared(kernel)
+        parameters = inspect.signature(kernel).parameters
+        method = MergeMethod(
+            name=kernel.__name__,
+            title=title,
+            paper=paper,
+            doc=inspect.getdoc(kernel) or "",
+            coefficients=types.MappingProxyType({c.name: c for c in coefficients}),
+            options=types.MappingProxyType({o.name: o for o in options}),
+            needs_base="base" in parameters and parameters["base"].default is inspect.Parameter.empty,
+            takes_base="base" in parameters,
+            min_sources=min_sources,
+            max_sources=max_sources,
+            elementwise=elementwise,
+            properties=frozenset(properties),
+            shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
+            kernel=kernel,
+            wants=frozenset(parameters) & _GIVEN,
+        )
+        _check(method)
+        METHODS[method.name] = method
+        return method
+
+    return register
+
+
+def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Option]]:
+    """Coefficients and options of a kernel's signature, in its order."""
+    coefficients, options = [], []
+    hints = get_type_hints(kernel, include_extras=True)
+    for parameter in inspect.signature(kernel).parameters.values():
+        if parameter.name in _GIVEN:
+            continue
+        name = parameter.name.removesuffix("_")
+        hint = hints.get(parameter.name)
+        kind, mark = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
+        default = None if parameter.default is inspect.Parameter.empty else parameter.default
+        if isinstance(mark, Range) and kind in (float, PerSource):
+            per_source = kind == PerSource
+            coefficients.append(Coefficient(name, per_source, mark.low, mark.high, default, mark.log, mark.doc))
+        elif isinstance(mark, Doc) and kind in (bool, float, str) and default is not None:
+            options.append(Option(name, default, kind, mark.text))
+        else:
+            raise TypeError(
+                f"{kernel.__name__}({parameter.name}): expected one of {', '.join(sorted(_GIVEN))}, "
+                "Annotated[float | PerSource, Range(...)], or Annotated[bool | float | str, Doc(...)] "
+                "with a default"
+            )
+        if kernel_parameter(name) != parameter.name:
+            raise TypeError(f"{kernel.__name__}({parameter.name}): only a Python keyword takes an underscore")
+    return coefficients, options
+
+
+def _check(method: MergeMethod) -> None:
+    """Refuse declarations that contradict themselves."""
+    for name in method.properties - PROPERTIES.keys():
+        raise TypeError(unknown(f"property of {method.name}", name, PROPERTIES))
+    if method.elementwise and "site" in method.wants:
+        raise TypeError(f"{method.name}: a kernel that sees chunks cannot know its site; drop elementwise=True")
+    if "zero_task_vectors" in method.properties and not method.needs_base:
+        raise TypeError(f"{method.name}: task vectors need a base")
+    if method.name in METHODS and METHODS[method.name].kernel.__module__ != method.kernel.__module__:
+        raise TypeError(f"two merge methods are called {method.name}")

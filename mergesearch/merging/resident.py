@@ -1,0 +1,278 @@
+"""`ResidentMerger`: sources stay where they are, and one model is overwritten in place, group by group."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from mergesearch.errors import MergeError, unknown
+from mergesearch.merging.kernel import Site, Workspace
+from mergesearch.merging.registry import get_method
+
+if TYPE_CHECKING:
+    from mergesearch.merging.method import Bound, MergeMethod
+    from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe
+
+Content: TypeAlias = tuple[object, ...]
+
+CHUNK_ELEMENTS = 1 << 20
+"""Elements that an elementwise kernel sees at once: many enough to hide the cost of a call, few for a cache."""
+
+
+class ResidentMerger:
+    """Overwrites the parameters of one model with merges of sources that are kept in memory.
+
+    What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
+    target is float32, results are written straight into it. Memory beyond sources and target is a few chunks
+    for elementwise methods, and a few copies of the largest tensor for the others (see `merging/plan.py`).
+
+    Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
+
+    Args:
+        target: canonical name to the live, contiguous, floating-point parameter of the one model. It holds
+            the template's weights at this point.
+        sources: source name to its tensors by canonical name, in the dtype they are stored in; only what some
+            group needs.
+        places: canonical name to the part of the model it belongs to; groups are made of such places.
+        chunk_elements: how many elements an elementwise kernel sees at once.
+
+    Raises:
+        MergeError: listing tensors that hold NaN or inf, do not have the target's shape, or share its memory.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, torch.Tensor],
+        sources: Mapping[str, Mapping[str, torch.Tensor]],
+        places: Mapping[str, str],
+        *,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        self._target = {name: tensor.detach() for name, tensor in target.items()}
+        self._sources = {
+            source: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            for source, tensors in sources.items()
+        }
+        self._names_in: dict[str, list[str]] = {}
+        for name in self._target:
+            self._names_in.setdefault(places[name], []).append(name)
+        self._chunk_elements = chunk_elements
+        self._device = next(iter(self._target.values())).device
+        self._work = Workspace(chunk_elements, self._device)
+        self._memory: dict[Hashable, Any] = {}
+        # What decided the content of each place; nothing is known of it after a failure.
+        self._content: dict[str, Content] = {}
+        # Places that hold what they held when the model was handed over: the template.
+        self._untouched = set(self._names_in)
+        self._check_tensors()
+        self._largest = self._largest_element()
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory that is kept between calls."""
+        return self._work.n_bytes
+
+    def apply(self, recipe: MergeRecipe) -> tuple[str, ...]:
+        """Make the target what the recipe says, leaving groups alone that are so already.
+
+        If it fails half-way, the places it was writing count as unknown and are written next time.
+
+        Args:
+            recipe: names only sources that were given, and groups that cover every place exactly once.
+
+        Returns:
+            Names of the groups that were written, in the recipe's order.
+
+        Raises:
+            MergeError: for a recipe that cannot be followed, before anything is written; or for results that
+                are not finite in the target's dtype, naming the tensors.
+        """
+        method = get_method(recipe.method)
+        decided_by = _decided_by(recipe)
+        changed = [group for group in recipe.groups if self._differs(group, decided_by[group.name])]
+        bound = self._check_recipe(method, recipe, changed)
+        written = []
+        for group in changed:
+            if not self._holds_template(group, recipe):
+                for place in group.places:
+                    self._content.pop(place, None)
+                    self._untouched.discard(place)
+                if group.copy_from is None:
+                    self._merge(method, bound[group.name], group, recipe)
+                else:
+                    self._copy(group, group.copy_from)
+                written.append(group.name)
+            self._content.update(dict.fromkeys(group.places, decided_by[group.name]))
+        return tuple(written)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the target as it is: names in order, dtypes, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name in sorted(self._target):
+            tensor = self._target[name]
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def _copy(self, group: GroupRecipe, source: str) -> None:
+        for name in self._names(group):
+            self._target[name].copy_(self._sources[source][name])
+        self._refuse_non_finite(group, growth=1.0)
+
+    @torch.no_grad()
+    def _merge(self, method: MergeMethod, bound: Bound, group: GroupRecipe, recipe: MergeRecipe) -> None:
+        sources = method.merged_sources([source.name for source in recipe.sources], recipe.base)
+        read = sources if recipe.base is None else (*sources, recipe.base)
+        for name in self._names(group):
+            site = Site(method.name, name, sources, recipe.seed, self._memory)
+            for view, *stored in self._chunks(method, name, read):
+                self._work.release()
+                out = view if view.dtype == torch.float32 else self._work.take(view)
+                tensors = [self._as_float32(tensor) for tensor in stored]
+                base = None if recipe.base is None else tensors.pop()
+                result = method.call(bound.arguments, tensors, base, out, self._work, site)
+                if result.shape != view.shape:
+                    raise TypeError(f"{method.name} made {result.shape} of {view.shape} in {name}")
+                if result is not view:
+                    view.copy_(result)
+        self._refuse_non_finite(group, bound.growth)
+
+    def _chunks(self, method: MergeMethod, name: str, sources: Iterable[str]) -> Iterable[tuple[torch.Tensor, ...]]:
+        """Target and sources of one tensor: side by side in flat chunks, or whole."""
+        whole = (self._target[name], *(self._sources[source][name] for source in sources))
+        if not method.elementwise or whole[0].numel() <= self._chunk_elements:
+            return [whole]
+        return zip(*(torch.split(tensor.view(-1), self._chunk_elements) for tensor in whole), strict=True)
+
+    def _as_float32(self, stored: torch.Tensor) -> torch.Tensor:
+        if stored.dtype == torch.float32 and stored.device == self._device:
+            return stored
+        return self._work.take(stored).copy_(stored)
+
+    def _refuse_non_finite(self, group: GroupRecipe, growth: float) -> None:
+        """Look for NaN and inf in what was written, unless arithmetic alone shows that there are none.
+
+        Args:
+            group: what was written.
+            growth: no element is larger than `growth` times the largest of the sources.
+        """
+        names = self._names(group)
+        limit = min(torch.finfo(self._target[name].dtype).max for name in names)
+        # The factor covers intermediate results, such as the difference of two large numbers, and rounding.
+        if 4 * growth * self._largest < limit:
+            return
+        bad = [name for name in names if not _finite(self._target[name])]
+        if bad:
+            dtype = str(self._target[bad[0]].dtype).removeprefix("torch.")
+            raise MergeError(
+                f"group {group.name!r}: the merge is NaN or infinite in {dtype} in {', '.join(bad)}. "
+                f"Coefficients were {dict(group.coefficients)}; take smaller ones or a dtype of wider range."
+            )
+
+    def _names(self, group: GroupRecipe) -> list[str]:
+        return [name for place in group.places for name in self._names_in[place]]
+
+    def _holds_template(self, group: GroupRecipe, recipe: MergeRecipe) -> bool:
+        """Whether the group is the template's, as the target was when it was handed over."""
+        return group.copy_from == recipe.template and self._untouched.issuperset(group.places)
+
+    def _differs(self, group: GroupRecipe, decided_by: Content) -> bool:
+        return any(self._content.get(place) != decided_by for place in group.places)
+
+    def _check_recipe(
+        self, method: MergeMethod, recipe: MergeRecipe, changed: Sequence[GroupRecipe]
+    ) -> dict[str, Bound]:
+        """Everything that can be known to be wrong before the first byte is written."""
+        bound = method.check(replace(recipe, groups=tuple(changed)))
+        problems: list[str] = []
+        covered = [place for group in recipe.groups for place in group.places]
+        twice = sorted({place for place in covered if covered.count(place) > 1})
+        problems += [f"place {place!r} belongs to more than one group." for place in twice]
+        problems += [f"place {place!r} belongs to no group." for place in self._names_in if place not in covered]
+        problems += [unknown("place", place, self._names_in) for place in sorted(set(covered) - self._names_in.keys())]
+        for name, tensor in self._target.items():
+            if tensor.dtype != getattr(torch, recipe.dtype):
+                problems.append(f"the recipe asks for {recipe.dtype}, but the model holds {name} in {tensor.dtype}.")
+                break
+        for group in changed if not problems else ():
+            problems += self._missing(group, recipe)
+        if problems:
+            raise MergeError("\n".join(problems))
+        return bound
+
+    def _missing(self, group: GroupRecipe, recipe: MergeRecipe) -> list[str]:
+        if self._holds_template(group, recipe):
+            return []
+        needed = [group.copy_from] if group.copy_from else [source.name for source in recipe.sources]
+        names = self._names(group)
+        gone = {source: [n for n in names if n not in self._sources.get(source, {})] for source in needed}
+        return [
+            f"group {group.name!r} needs tensors of source {source!r} that were not given: {lacking}."
+            for source, lacking in gone.items()
+            if lacking
+        ]
+
+    def _check_tensors(self) -> None:
+        problems = [
+            f"target {name} must hold contiguous floats; it is {tensor.dtype} with strides {tensor.stride()}."
+            for name, tensor in self._target.items()
+            if not (tensor.is_floating_point() and tensor.is_contiguous())
+        ]
+        written = {tensor.untyped_storage().data_ptr() for tensor in self._target.values()}
+        for source, tensors in self._sources.items():
+            for name, tensor in tensors.items():
+                if name not in self._target:
+                    problems.append(f"source {source!r} has {name}, which the target has not.")
+                elif tensor.shape != self._target[name].shape:
+                    want = tuple(self._target[name].shape)
+                    problems.append(f"source {source!r}: {name} is {tuple(tensor.shape)}, the target's is {want}.")
+                if tensor.untyped_storage().data_ptr() in written:
+                    problems.append(f"source {source!r}: {name} shares memory with the model that is overwritten.")
+        if problems:
+            raise MergeError("\n".join(problems))
+
+    def _largest_element(self) -> float:
+        """Largest absolute value in any source; refuses NaN and inf, which would spread to every merge."""
+        largest, problems = 0.0, []
+        for source, tensors in self._sources.items():
+            for name, tensor in tensors.items():
+                if tensor.numel():
+                    low, high = torch.stack(tensor.aminmax()).double().tolist()
+                    if not max(-low, high) < float("inf") or low != low:
+                        problems.append(f"source {source!r}: {name} holds NaN or inf.")
+                    largest = max(largest, -low, high)
+        if problems:
+            raise MergeError("\n".join(problems))
+        return largest
+
+
+def _decided_by(recipe: MergeRecipe) -> dict[str, Content]:
+    """Group name to everything that decides what is written there.
+
+    Equal entries mean equal content. Comparing is many times faster than hashing, which matters where many
+    groups merge in a few milliseconds, and lets groups be cut differently.
+    """
+    sources = tuple((source.name, source.content_hash) for source in recipe.sources)
+    options = tuple(sorted(recipe.options.items()))
+    shared = (recipe.method, options, sources, recipe.base, recipe.dtype, recipe.seed)
+    return {group.name: (shared, group.copy_from, _frozen(group.coefficients)) for group in recipe.groups}
+
+
+def _frozen(coefficients: Mapping[str, CoefficientValue]) -> tuple[object, ...]:
+    return tuple(
+        sorted(
+            (name, tuple(sorted(value.items())) if isinstance(value, Mapping) else value)
+            for name, value in coefficients.items()
+        )
+    )
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    # NaN and inf survive any sum, and summing is many times faster than looking at each element. Large finite
+    # elements may overflow in a sum, so an infinite one is looked into.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())

@@ -1,0 +1,395 @@
+"""What a study will do and cost, from headers and texts alone; and the refusal of what memory cannot hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import psutil
+import torch
+from transformers import AutoTokenizer
+
+from mergesearch.errors import MemoryPlanError
+from mergesearch.evaluation.pipeline import CHUNK_DOCUMENTS
+from mergesearch.evaluation.settings import Kind, stated_prompts
+from mergesearch.evaluation.template_files import read_template_files
+from mergesearch.merging.plan import ResidentBytes, resident_bytes
+from mergesearch.search.dimension import Dimension
+from mergesearch.sources.alignment import align
+from mergesearch.sources.config import load_config
+from mergesearch.sources.locate import model_folder
+from mergesearch.study import Study
+
+SAMPLE_TEXTS = 5000
+"""Texts that are tokenised to estimate a larger collection."""
+LIBRARY_BYTES = 700 << 20
+"""What a process with torch, transformers and optuna takes before any weight is loaded, about."""
+ACTIVATION_FLOATS = 24
+"""Numbers per token and hidden unit that a transformer layer holds at once, about."""
+EXPECTED_EFFICIENCY = 0.6
+"""Share of the measured matmul rate that encoding reaches, about."""
+
+Table = tuple[str, list[str], list[tuple[Any, ...]]]
+
+
+class TensorHeader(NamedTuple):
+    """Shape and dtype of a tensor that is not loaded."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TokenCount(NamedTuple):
+    """Tokens of some texts; not `exact` when a sample was counted."""
+
+    tokens: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that one worker holds, and what its device has.
+
+    Attributes:
+        sources: tensors kept of every source.
+        model: the one model that is overwritten.
+        workspace: scratch memory of the merge.
+        batches: activations of one batch, estimated.
+        embeddings: one chunk of document embeddings, estimated.
+        texts: the texts of all collections as Python holds them, and 4 bytes per token, estimated; none on a
+            CUDA GPU, which holds neither.
+        libraries: further processes themselves, estimated (on a CPU; a local worker is this process).
+        workers: processes that hold this on the same memory.
+        study: the texts once more, in the resolved study of the process that drives the workers.
+        available: free bytes on the device; of a device that is no CUDA GPU, of the system.
+    """
+
+    PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "libraries")
+
+    sources: int
+    model: int
+    workspace: int
+    batches: int
+    embeddings: int
+    texts: int
+    libraries: int
+    workers: int
+    study: int
+    available: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the study and all workers on this memory need together."""
+        parts: list[int] = [getattr(self, name) for name in self.PARTS]
+        return self.study + self.workers * sum(parts)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough."""
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Everything `mergesearch plan` shows; `seconds_per_trial` is estimated from a measured matmul rate."""
+
+    study: str
+    sources: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+    space: dict[str, str]
+    grid_points: int | None
+    trials: int | None
+    enqueued: list[str]
+    tokens_per_trial: dict[str, int]
+    tokens_exact: bool
+    memory: MemoryPlan
+    workers: int
+    seconds_per_trial: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def tables(self) -> list[Table]:
+        """Sources, groups, search space and memory."""
+        memory = self.memory
+        parts = [(name, _mib(getattr(memory, name))) for name in memory.PARTS]
+        return [
+            (
+                "sources",
+                ["source", "model", "tensors", "MiB"],
+                [(n, s["model"], s["tensors"], _mib(s["bytes"])) for n, s in self.sources.items()],
+            ),
+            (
+                "groups",
+                ["group", "covers", "coefficients"],
+                [(g["name"], g["places"], g["how"]) for g in self.groups],
+            ),
+            ("search space", ["parameter", "values"], list(self.space.items())),
+            (
+                "memory",
+                ["of one worker", "MiB"],
+                [
+                    *parts,
+                    ("texts in the study itself, once", _mib(memory.study)),
+                    (f"needed by {_count(memory.workers, 'worker')} on one device", _mib(memory.needed)),
+                    (f"free now{'' if memory.fits else ': TOO LITTLE, `run` will refuse'}", _mib(memory.available)),
+                ],
+            ),
+        ]
+
+    def summary(self) -> str:
+        """Trials, tokens and time in a few lines."""
+        tokens = sum(self.tokens_per_trial.values())
+        about = "" if self.tokens_exact else "about "
+        per_collection = ", ".join(f"{k} {v:,}" for k, v in self.tokens_per_trial.items())
+        trials = "as many as the time allows" if self.trials is None else str(self.trials)
+        size = "continuous" if self.grid_points is None else f"{self.grid_points:,} points"
+        lines = [
+            f"search space: {size}; trials: {trials}; first: {', '.join(self.enqueued) or 'none enqueued'}",
+            f"tokens per trial: {about}{tokens:,} ({per_collection})",
+            f"estimated: {_duration(self.seconds_per_trial)} per trial on one worker",
+        ]
+        if self.trials is not None:
+            lines[-1] += f", {_duration(self.trials * self.seconds_per_trial / self.workers)} in all"
+            lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
+        return "\n".join(lines)
+
+
+def make_plan(study: Study) -> StudyPlan:
+    """Work out what a study will do; loads no weights, runs for seconds.
+
+    Raises:
+        CollectionError: a collection cannot be read.
+    """
+    sources = {
+        name: {
+            "model": study.parsed.content.sources[name].model,
+            "tensors": len(checkpoint.tensors),
+            "bytes": checkpoint.n_bytes,
+        }
+        for name, checkpoint in study.checkpoints.items()
+    }
+    groups: list[dict[str, Any]] = [
+        {
+            "name": g.name,
+            "places": _places(g.places),
+            "how": "searched" if g.merged else f"copied from {study.parsed.content.merge.template}",
+        }
+        for g in study.groups
+    ]
+    counts = count_tokens(study)
+    tokens = {name: c.tokens for name, c in counts.items()}
+    body = sum(torch.Size(p.shape).numel() for p in study.layout.parameters.values() if p.place.startswith("layer."))
+    spec = study.evaluator_spec()
+    rate = matmul_rate(spec.evaluation.dtype, spec.evaluation.device, spec.threads)
+    return StudyPlan(
+        study=study.name,
+        sources=sources,
+        groups=groups,
+        space={d.name: _values(d) for d in study.space.dimensions},
+        grid_points=study.space.size(),
+        trials=study.planned_trials,
+        enqueued=[a.name for a in study.anchors()],
+        tokens_per_trial=tokens,
+        tokens_exact=all(c.exact for c in counts.values()),
+        memory=memory_plan(study, tokens=sum(tokens.values())),
+        workers=study.parsed.content.workers.count,
+        seconds_per_trial=2 * body * sum(tokens.values()) / (rate * EXPECTED_EFFICIENCY),
+    )
+
+
+def check_memory(study: Study) -> None:
+    """Refuse a study that the device cannot hold.
+
+    Raises:
+        MemoryPlanError: with what is needed, part by part, and what is there.
+    """
+    plan = memory_plan(study)
+    if not plan.fits:
+        parts = ", ".join(f"{name} {_mib(getattr(plan, name))}" for name in plan.PARTS)
+        raise MemoryPlanError(
+            f"{_mib(plan.study)} + {plan.workers} × ({parts}) = {_mib(plan.needed)} MiB are needed, "
+            f"{_mib(plan.available)} MiB are available. Use fewer workers, "
+            "a smaller `evaluation.batch_tokens`, or a larger device."
+        )
+
+
+def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
+    """Memory of one worker, from headers and texts.
+
+    Args:
+        study: what is to run.
+        tokens: of one trial; None counts them where they matter.
+    """
+    content = study.parsed.content
+    spec = study.evaluator_spec()
+    dtype = getattr(torch, content.evaluation.dtype)
+    target = {p.name: TensorHeader(p.shape, dtype) for p in study.layout.parameters.values()}
+    sources = {}
+    for name, checkpoint in study.checkpoints.items():
+        wanted = spec.merged_places[name]
+        sources[name] = {
+            n: TensorHeader(tuple(checkpoint.tensors[raw].shape), checkpoint.tensors[raw].dtype)
+            for n, raw in align(checkpoint, study.layout).items()
+            if study.layout.parameters[n].place in wanted
+        }
+    held: ResidentBytes = resident_bytes(study.method, target, sources, base=content.merge.base)
+    device = spec.evaluation.device
+    in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory
+    texts = 0
+    if in_system:
+        if tokens is None:
+            tokens = sum(c.tokens for c in count_tokens(study).values())
+        held_texts = (text for c in study.collections for text in (*c.query_texts, *c.doc_texts))
+        texts = sum(map(sys.getsizeof, held_texts))
+    chunk = min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
+    return MemoryPlan(
+        sources=held.sources,
+        model=held.model,
+        workspace=held.workspace,
+        batches=content.evaluation.batch_tokens * study.layout.hidden_size * ACTIVATION_FLOATS * 4,
+        embeddings=chunk * study.layout.hidden_size * 4,
+        texts=texts + 4 * (tokens or 0) if in_system else 0,
+        libraries=LIBRARY_BYTES if in_system and content.workers.kind == "ray" else 0,
+        workers=content.workers.count if in_system else 1,
+        study=texts,
+        available=free_memory(device),
+    )
+
+
+def free_memory(device: str, *, cgroup: str | None = None, root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can still be taken: of a CUDA GPU, else of the system within the limits on this process.
+
+    Args:
+        device: as torch names it.
+        cgroup: this process's control group (version 2) below `root`; None asks the kernel.
+        root: where control groups are mounted.
+    """
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    free: list[int] = [psutil.virtual_memory().available]
+    if cgroup is None:
+        own = Path("/proc/self/cgroup")
+        lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
+        cgroup = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    inside = Path(cgroup.strip("/"))
+    for folder in (root / inside, *(root / above for above in inside.parents)):
+        try:
+            limit, used = (int((folder / f"memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        except (OSError, ValueError):  # no such group, or no limit (`max`)
+            continue
+        cache = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))  # given back when needed
+        free.append(max(0, limit - used + cache))
+    return min(free)
+
+
+def count_tokens(study: Study) -> dict[str, TokenCount]:
+    """Tokens that one trial encodes, per collection: of judged queries and of documents that can be retrieved.
+
+    Texts are tokenised as the evaluator does it, with prompts and lengths; of large corpora only a sample is.
+    """
+    content = study.parsed.content
+    template = content.merge.template
+    texts = _Texts(study.folders[template], content.evaluation.append_eos, template in content.trusted)
+    lengths = content.evaluation.max_length
+    counts = {}
+    for collection, spec in zip(study.collections, study.collection_specs(), strict=True):
+        judged = [
+            text
+            for query, text in zip(collection.query_ids, collection.query_texts, strict=True)
+            if collection.qrels.get(query)
+        ]
+        documents = collection.doc_texts
+        if collection.candidates is not None:
+            wanted = {d for query in collection.qrels for d in collection.candidates.get(query, ())}
+            documents = [t for d, t in zip(collection.doc_ids, documents, strict=True) if d in wanted]
+        queries = texts.count(judged, "query", spec.prompts["query"], lengths.query)
+        rest = texts.count(documents, "document", spec.prompts["document"], lengths.document)
+        counts[collection.name] = TokenCount(queries.tokens + rest.tokens, queries.exact and rest.exact)
+    return counts
+
+
+def matmul_rate(dtype: str, device: str, threads: int) -> float:
+    """Floating point operations per second of a square matrix product, measured in about half a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.ones(1024, 1024, dtype=getattr(torch, dtype), device=device)
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < 0.5:
+            b = a @ a
+            done += 1
+        b[0, 0].item()  # waits for the device
+        return done * 2 * 1024**3 / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Texts:
+    """Counts tokens as the template's sentence-transformers files say, without its weights."""
+
+    def __init__(self, folder: Path, append_eos: bool | None, trust_remote_code: bool) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(folder), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        self._append_eos = bool(append_eos)
+        self._prompts = stated_prompts(read_template_files(folder))
+        file = model_folder(folder) / "sentence_bert_config.json"
+        self._stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        config = load_config(folder, trust_remote_code=trust_remote_code)
+        self._positions = getattr(config, "max_position_embeddings", None) or self._tokenizer.model_max_length
+        self._lower = bool(self._stated.get("do_lower_case"))
+
+    def count(self, texts: Sequence[str], kind: Kind, prompt: str | None, max_length: int | None) -> TokenCount:
+        step = max(1, len(texts) // SAMPLE_TEXTS)
+        start = (self._prompts[kind] or "") if prompt is None else prompt
+        sample = [start + (t.lower() if self._lower else t) for t in texts[::step]]
+        if not sample:
+            return TokenCount(0, exact=True)
+        encoded = self._tokenizer(
+            sample,
+            truncation="longest_first",
+            max_length=(max_length or self._length(kind)) - self._append_eos,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        n = sum(map(len, encoded["input_ids"]))
+        if self._append_eos:
+            n += sum(ids[-1:] != [self._tokenizer.eos_token_id] for ids in encoded["input_ids"])
+        return TokenCount(round(n * len(texts) / len(sample)), exact=step == 1)
+
+    def _length(self, kind: Kind) -> int:
+        """Tokens per text as sentence-transformers reads them from the template."""
+        stated = self._stated.get(f"{kind}_length") or self._stated.get("max_seq_length")
+        return int(stated or min(self._tokenizer.model_max_length, self._positions))
+
+
+def _values(dimension: Dimension) -> str:
+    choices = dimension.choices()
+    if choices is not None and len(choices) <= 6:
+        return ", ".join(f"{c:g}" for c in choices)
+    how = ", log" if dimension.log else f", step {dimension.step:g}" if dimension.step else ""
+    return f"{dimension.low:g} … {dimension.high:g}{how}"
+
+
+def _places(places: tuple[str, ...]) -> str:
+    return ", ".join(places) if len(places) < 4 else f"{places[0]} … {places[-1]}"
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 20):,.1f}" if n_bytes < 10 << 20 else f"{n_bytes / (1 << 20):,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -1,0 +1,1 @@
+"""The demonstration that needs no judged data: its collection is the API reference of installed libraries."""

@@ -1,0 +1,1 @@
+"""What a study leaves behind: the choice, test scores, an exported model."""

@@ -1,0 +1,311 @@
+"""Scores that a study was not searched on: the winner, every source and the uniform average, with paired tests.
+
+This is the only code that reads a test split, and every reading of a study's test split is recorded with the study.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.evaluation.significance import Comparison, compare, holm
+from mergesearch.evaluation.tables import ranx_scores
+from mergesearch.recipe import MergeRecipe
+from mergesearch.results.choose import choose
+from mergesearch.results.recorded import check_unchanged
+from mergesearch.storage.store import StudyStore
+from mergesearch.study import Study
+from mergesearch.workers.evaluator import (
+    BatchProgress,
+    CollectionSpec,
+    EvaluationSettings,
+    TrialEvaluator,
+    build_retrieval,
+    open_with,
+)
+
+FINAL_METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
+"""What final tables show beside the study's own metric."""
+RUN_DEPTH = 100
+"""Documents per query that these metrics look at."""
+COMMAND = "evaluate"
+"""What readings of a test split are recorded under."""
+Table = tuple[str, list[str], list[tuple[Any, ...]]]
+"""Title, headers, rows."""
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model on every collection; `means` are by collection and metric."""
+
+    label: str
+    result: TrialResult
+    means: Mapping[str, Mapping[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"model": self.label, "scores": {c: dict(m) for c, m in self.means.items()}}
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """The winner against one other model on one collection; `p_holm` is corrected over the collection's tests."""
+
+    collection: str
+    against: str
+    comparison: Comparison
+    p_holm: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        c = self.comparison
+        return {
+            "collection": self.collection,
+            "against": self.against,
+            "difference": c.mean_difference,
+            "interval": list(c.interval),
+            "p_ttest": c.p_ttest,
+            "p_permutation": c.p_permutation,
+            "p_holm": self.p_holm,
+            "queries": c.n,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models by collections by metrics, and the paired tests of the last model, the winner, against the others."""
+
+    split: str
+    models: tuple[ModelScores, ...]
+    tests: tuple[PairedTest, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "split": self.split,
+            "models": [m.to_dict() for m in self.models],
+            "tests": [t.to_dict() for t in self.tests],
+            "notes": list(self.notes),
+        }
+
+    def tables(self) -> list[Table]:
+        """Per collection one table of scores and, where something was tested, one of the differences."""
+        tables: list[Table] = []
+        selection = " (selection scores)" if self.split == "dev" else ""
+        for scores in self.models[0].result.collections:
+            name, n = scores.collection, len(scores.query_ids)
+            metrics = list(self.models[0].means[name])
+            rows: list[tuple[Any, ...]] = [
+                (m.label, *(f"{m.means[name][k]:.4f}" for k in metrics)) for m in self.models
+            ]
+            tables.append((f"{name}, {self.split} split, {n} queries{selection}", ["model", *metrics], rows))
+            differences: list[tuple[Any, ...]] = [
+                (
+                    f"chosen − {t.against}",
+                    f"{t.comparison.mean_difference:+.4f}",
+                    "[{:+.4f}, {:+.4f}]".format(*t.comparison.interval),
+                    f"{t.comparison.p_ttest:.4f}",
+                    f"{t.comparison.p_permutation:.4f}",
+                    f"{t.p_holm:.4f}",
+                )
+                for t in self.tests
+                if t.collection == name
+            ]
+            if differences:
+                headers = ["paired by query", scores.metric, "95% interval", "p (t)", "p (perm.)", "p (t, Holm)"]
+                tables.append((f"{name}, differences", headers, differences))
+        return tables
+
+
+def evaluate_study(
+    study: Study, store: StudyStore, *, split: str = "test", progress: BatchProgress | None = None
+) -> Evaluation:
+    """Score every source alone, the uniform average, the highest on dev and the chosen merge.
+
+    Sources alone are whole models, their embeddings included, encoded with the template's tokenizer and settings.
+    Equal weights are encoded once. The dev split chose the merge, so nothing is tested there.
+
+    Args:
+        study: the resolved study.
+        store: its records, from which the choice is made and in which the reading is noted.
+        split: `test`, or `dev` for the very queries that the study searched on.
+        progress: called with (batches encoded, batches of all models).
+
+    Raises:
+        NothingScoredError: no trial has a score yet.
+        ResumeError: sources or settings are not those of the recorded study.
+        CollectionError: a collection has no such split.
+        EvaluationError: the split is neither.
+    """
+    if split not in ("test", "dev"):
+        raise EvaluationError(f"a study has the splits `dev` and `test`, not {split!r}")
+    check_unchanged(study, store)
+    choice = choose(study, store)
+    recipes = _recipes(study)
+    if choice.best_number != choice.number:
+        recipes[f"highest on dev (trial {choice.best_number})"] = store.recipe(choice.best_number)
+    recipes[f"chosen (trial {choice.number})"] = store.recipe(choice.number)
+    evaluator = TrialEvaluator(study.unmerged_spec(test=split == "test"))
+    evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
+    scored, weights = _score(evaluator, recipes, progress)
+    collections = [p.source.collection for p in evaluator.retrieval.collections]
+    qrels = {c.name: c.qrels for c in collections}
+    models = tuple(_model(label, result, qrels) for label, result in scored.items())
+    if split == "dev":
+        note = "these queries were searched on: the scores are selection scores, not an estimate, and nothing is tested"
+        return Evaluation(split, models, (), (note,))
+    for label, result in scored.items():
+        fingerprint = recipes[label].fingerprint
+        store.record_test_reading(
+            result.collections, subject=label, split=split, command=COMMAND, fingerprint=fingerprint
+        )
+    others = [m for m in models[:-1] if weights[m.label] != weights[models[-1].label]]
+    same = [m.label for m in models[:-1] if m not in others]
+    notes = [*_overlaps(study, collections), *_readings(store)]
+    if same:
+        notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
+    return Evaluation(split, models, _tests(models[-1], others), tuple(notes))
+
+
+def evaluate_folder(
+    folder: Path,
+    *,
+    study: Study | None = None,
+    store: StudyStore | None = None,
+    beir: Path | None = None,
+    split: str = "test",
+    progress: BatchProgress | None = None,
+) -> Evaluation:
+    """Score any model folder, on a study's collections with its settings or on a folder in BEIR layout.
+
+    Args:
+        folder: a model folder with sentence-transformers files.
+        study: its collections and settings are used; `split` is its `dev` or `test`, or a split's own name.
+        store: notes the reading of the study's test split.
+        beir: a collection folder, instead of a study.
+        split: which queries.
+        progress: called with (batches encoded, batches).
+
+    Raises:
+        SourceError: the folder holds no model, or does not say how it pools.
+        CollectionError: the collection cannot be read.
+        EvaluationError: neither a study nor a collection is named, or both are.
+    """
+    if (study is None) == (beir is None):
+        raise EvaluationError("name what to score the folder on: a study or a collection folder")
+    if study is not None:
+        spec = study.evaluator_spec()
+        specs, settings = study.collection_specs(test=split != "dev"), spec.evaluation
+        if split not in ("dev", "test"):
+            specs = tuple(replace(c, split=split) for c in specs)
+        torch.set_num_threads(spec.threads)
+    else:
+        assert beir is not None
+        specs = (CollectionSpec(beir.resolve().name, "beir", {"folder": str(beir.resolve())}, split, Path.cwd()),)
+        settings = EvaluationSettings(device="cuda" if torch.cuda.is_available() else "cpu")
+    trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
+    encoder = open_with(settings, folder, trust_remote_code=trusted)
+    retrieval = build_retrieval(encoder, specs, settings)
+    retrieval.depth = max(retrieval.depth, RUN_DEPTH)
+    result = retrieval.evaluate(progress, keep_runs=True)
+    label = folder.resolve().name
+    notes: list[str] = []
+    if store is not None and split != "dev":
+        store.record_test_reading(result.collections, subject=label, split=split, command=f"{COMMAND} folder")
+        notes += _readings(store)
+    qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
+    return Evaluation(split, (_model(label, result, qrels),), (), tuple(notes))
+
+
+def _score(
+    evaluator: TrialEvaluator, recipes: Mapping[str, MergeRecipe], progress: BatchProgress | None
+) -> tuple[dict[str, TrialResult], dict[str, str]]:
+    """Results by label, and fingerprints of the weights; weights that come again are not encoded again."""
+    scored: dict[str, TrialResult] = {}
+    weights: dict[str, str] = {}
+    known: dict[str, TrialResult] = {}
+    n_batches = evaluator.retrieval.n_batches
+
+    for i, (label, recipe) in enumerate(recipes.items()):
+
+        def on_batch(done: int, _: int, before: int = i * n_batches) -> None:
+            if progress is not None:
+                progress(before + done, len(recipes) * n_batches)
+
+        evaluator.merger.apply(recipe)
+        weights[label] = evaluator.merger.fingerprint()
+        if weights[label] not in known:
+            known[weights[label]] = evaluator.evaluate(recipe, on_batch, keep_runs=True)
+        else:
+            on_batch(n_batches, n_batches)
+        scored[label] = known[weights[label]]
+    return scored, weights
+
+
+def _recipes(study: Study) -> dict[str, MergeRecipe]:
+    """What every choice has to be compared with."""
+    recipes = {f"{source} alone": study.source_alone(source) for source in study.folders}
+    even = study.uniform_average()
+    if even is not None:
+        recipes["uniform average"] = study.recipe_of(even)
+    return recipes
+
+
+def _model(label: str, result: TrialResult, qrels: Mapping[str, Qrels]) -> ModelScores:
+    means = {c.collection: _final_metrics(c, qrels[c.collection]) for c in result.collections}
+    return ModelScores(label, result, means)
+
+
+def _final_metrics(scores: CollectionScores, qrels: Qrels) -> dict[str, float]:
+    """The study's metric first, then the usual ones, all by ranx."""
+    assert scores.run is not None  # runs were asked for
+    metrics = tuple(dict.fromkeys((scores.metric, *FINAL_METRICS)))
+    return ranx_scores(scores.run, qrels, metrics)
+
+
+def _tests(winner: ModelScores, others: Sequence[ModelScores]) -> tuple[PairedTest, ...]:
+    """The winner against every other model, Holm-corrected within each collection; none for a single query."""
+    tests = []
+    for i, mine in enumerate(winner.result.collections):
+        if len(mine.query_ids) < 2:
+            continue
+        comparisons = [compare(mine.scores, o.result.collections[i].scores) for o in others]
+        corrected = holm([c.p_ttest for c in comparisons])
+        tests += [
+            PairedTest(mine.collection, o.label, c, p) for o, c, p in zip(others, comparisons, corrected, strict=True)
+        ]
+    return tuple(tests)
+
+
+def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
+    """Notes on test queries that were searched on, word for word."""
+    searched = {text for c in study.collections for text in c.query_texts}
+    found = [(c, sum(text in searched for text in c.query_texts)) for c in collections]
+    return [
+        f"{n} of {len(c.query_texts)} test queries of {c.name} are dev queries, too: they were searched on"
+        for c, n in found
+        if n
+    ]
+
+
+def _readings(store: StudyStore) -> list[str]:
+    """A note on how often the test split was read: evaluations of the study, and of single folders."""
+    rows = [r for r in store.test_readings() if r.command.startswith(COMMAND)]
+    times = 0
+    for collection in {r.scores.collection for r in rows}:
+        mine = [r for r in rows if r.scores.collection == collection]
+        whole = Counter(r.subject for r in mine if r.command == COMMAND)  # every evaluation scores every source once
+        times = max(times, max(whole.values(), default=0) + sum(r.command != COMMAND for r in mine))
+    if times < 2:
+        return []
+    return [f"this study's test split has now been read {times} times; each choice made on it wears it out"]

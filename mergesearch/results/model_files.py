@@ -1,0 +1,111 @@
+"""The files of an exported model: weights and configuration from memory, everything else from the template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from mergesearch.errors import SourceError
+from mergesearch.evaluation.encoder import Encoder
+from mergesearch.evaluation.settings import Choices, resolve
+
+MODULES_FILE = "modules.json"
+MAX_SHARD = "5GB"
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".gguf"})
+_OWN_FILES = frozenset({"config.json", "README.md", "mergesearch.json"})
+_TOKENIZER_FOLDERS = (PurePath("additional_chat_templates"),)
+
+
+def save_model(encoder: Encoder, template: Path, folder: Path) -> None:
+    """Write the model as it is in memory, loadable by sentence-transformers and transformers.
+
+    The template's tokenizer and sentence-transformers files are copied byte for byte. Only where the study pools or
+    normalises otherwise than they say, or they say nothing, the modules after the transformer are written anew: the
+    folder has to give the embeddings that were scored.
+
+    Args:
+        encoder: weights, configuration and modules.
+        template: the folder it was loaded from.
+        folder: an empty folder.
+
+    Raises:
+        OSError, SafetensorError: the files cannot be written.
+    """
+    # Before the copies: a template's own file wins over one that saving makes, other than config and weights.
+    encoder.model[0].model.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    as_stated = states_encoding(encoder, template)
+    for relative in template_files(template, modules=as_stated):
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(template / relative, folder / relative)
+    if not as_stated:
+        _write_modules(encoder, folder)
+
+
+def states_encoding(encoder: Encoder, template: Path) -> bool:
+    """Whether the template's own files say everything about pooling and normalising, and say what was evaluated."""
+    try:
+        stated = resolve(template, Choices())
+    except SourceError:
+        return False
+    settings = encoder.settings
+    return (
+        stated.files.has_modules
+        and (stated.pooling, stated.normalize, stated.similarity)
+        == (settings.pooling, settings.normalize, settings.similarity)
+    )  # fmt: skip
+
+
+def template_files(template: Path, *, modules: bool) -> Iterator[PurePath]:
+    """The files that an export takes over, relative to the template.
+
+    These are the files beside the weights, and whole module folders, whose weights (a Dense layer after pooling) are
+    not merged. Other folders hold other formats of the same weights, or checkpoints of a training.
+
+    Args:
+        template: a model folder.
+        modules: with `modules.json` and the folders it names.
+    """
+    folders = [*_TOKENIZER_FOLDERS, *(_module_folders(template) if modules else ())]
+    for file in sorted(template.rglob("*")):
+        relative = file.relative_to(template)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if len(relative.parts) > 1:
+            wanted = any(relative.is_relative_to(f) for f in folders)
+        else:
+            weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+            wanted = not weights and file.name not in _OWN_FILES and (modules or file.name != MODULES_FILE)
+        if wanted:
+            yield relative
+
+
+def _module_folders(template: Path) -> list[PurePath]:
+    """Folders of the modules after the transformer, such as 1_Pooling."""
+    file = template / MODULES_FILE
+    if not file.is_file():
+        return []
+    return [PurePath(m["path"]) for m in json.loads(file.read_text(encoding="utf-8")) if m["path"]]
+
+
+def _write_modules(encoder: Encoder, folder: Path) -> None:
+    """The loaded modules in the layout that every version of sentence-transformers reads."""
+    listing: list[dict[str, Any]] = []
+    for index, module in enumerate(encoder.model):
+        name = type(module).__name__
+        path = "" if index == 0 else f"{index}_{name}"
+        if index > 0:
+            (folder / path).mkdir()
+            module.save(str(folder / path))
+        kind = f"sentence_transformers.models.{name}"
+        listing.append({"idx": index, "name": str(index), "path": path, "type": kind})
+    _write_json(folder / MODULES_FILE, listing)
+    settings = folder / "config_sentence_transformers.json"
+    stated = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    _write_json(settings, {**stated, "similarity_fn_name": encoder.settings.similarity})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

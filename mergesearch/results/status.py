@@ -1,0 +1,74 @@
+"""How far a study is, read from its database alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergesearch.storage.store import StudyStore
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """One trial as `status` shows it. `seconds` and `tokens` are None when nothing was evaluated."""
+
+    number: int
+    state: str
+    label: str
+    value: float | None
+    seconds: float | None
+    tokens: int | None
+    worker: str | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """All trials of a study; `best` is the number of the highest scoring one."""
+
+    study: str
+    trials: tuple[TrialLine, ...]
+    best: int | None
+
+    def count(self, state: str) -> int:
+        """How many trials are in a state."""
+        return sum(t.state == state for t in self.trials)
+
+    def summary(self) -> str:
+        """One line for people."""
+        states = ("complete", "running", "pruned", "fail")
+        counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
+        tokens = sum(t.tokens or 0 for t in self.trials)
+        best = next((t for t in self.trials if t.number == self.best), None)
+        ending = (
+            f"; highest dev score {best.value:.4f} (trial {best.number})" if best and best.value is not None else ""
+        )
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{ending}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"study": self.study, "best": self.best, "trials": [asdict(t) for t in self.trials]}
+
+
+def read_status(store: StudyStore) -> Status:
+    """Read every trial of an open study."""
+    lines = []
+    for trial in store.trials():
+        attrs = trial.user_attrs
+        seconds = [v for k, v in attrs.items() if k.startswith("seconds_")]
+        lines.append(
+            TrialLine(
+                number=trial.number,
+                state=trial.state.name.lower(),
+                label=str(attrs.get("label", "")),
+                value=trial.value if trial.state.is_finished() else None,
+                seconds=sum(seconds) if seconds else None,
+                tokens=attrs.get("tokens"),
+                worker=attrs.get("worker"),
+                failure=attrs.get("failure"),
+            )
+        )
+    scored = [t for t in lines if t.value is not None and t.state == "complete"]
+    best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
+    return Status(store.record.name, tuple(lines), best.number if best else None)

@@ -1,0 +1,225 @@
+"""The search space: points of named numbers, and the coefficients that every point stands for.
+
+`mergesearch.search.space.build_space` makes one from a study file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mergesearch.errors import Problem, StudyFileError, unknown
+from mergesearch.recipe import CoefficientValue
+from mergesearch.search.dimension import DIGITS, Dimension
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+GroupCoefficients = dict[str, CoefficientValue]
+"""Coefficient name to its value, or to one value per source."""
+Params = dict[str, float]
+"""A point: dimension name to value."""
+Point = tuple[float, ...]
+"""A point as its values in the order of the dimensions, rounded: what equal points have in common."""
+
+
+class Meaning(Protocol):
+    """What one dimension's value means inside a group."""
+
+    def __call__(self, value: float) -> Mapping[str, CoefficientValue]:
+        """The coefficients that `value` sets."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A dimension, the groups it acts on and what its value sets there."""
+
+    dimension: str
+    groups: tuple[str, ...]
+    meaning: Meaning
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Points of named numbers, and the coefficients that every point stands for.
+
+    Attributes:
+        dimensions: what is searched; those of lower groups come first, so that a grid in this order repeats
+            prefixes (the lowest layers change least often).
+        groups: the merged parameter groups, in model order.
+        constants: the coefficients of every group that are not searched.
+        bindings: how values of dimensions become coefficients.
+        defaults: coefficient name to the value it has where nothing is said.
+        template: the point that is the template source alone, where the space holds it.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    groups: tuple[str, ...]
+    constants: Mapping[str, GroupCoefficients]
+    bindings: tuple[Binding, ...]
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    template: Mapping[str, float] | None = None
+    _known: dict[tuple[tuple[str, Any], ...], Point | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def by_name(self) -> dict[str, Dimension]:
+        """Dimension name to dimension."""
+        return {d.name: d for d in self.dimensions}
+
+    @cached_property
+    def free(self) -> tuple[Dimension, ...]:
+        """The dimensions that have more than one value."""
+        return tuple(d for d in self.dimensions if not d.single)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna records for every parameter."""
+        return {d.name: d.distribution() for d in self.dimensions}
+
+    def size(self) -> int | None:
+        """How many points there are; None for a continuum."""
+        counts = [len(c) if (c := d.choices()) is not None else None for d in self.dimensions]
+        known = [n for n in counts if n is not None]
+        return math.prod(known) if len(known) == len(counts) else None
+
+    def grid(self) -> Iterator[Params]:
+        """All points of a finite space; the first dimensions vary slowest."""
+        choices = [c for d in self.dimensions if (c := d.choices()) is not None]
+        for values in itertools.product(*choices):
+            yield {d.name: v for d, v in zip(self.dimensions, values, strict=True)}
+
+    def snap(self, params: Mapping[str, Any]) -> Params:
+        """The point of the space closest to `params`, which name every dimension."""
+        return {d.name: d.snap(float(params[d.name])) for d in self.dimensions}
+
+    def contains(self, params: Mapping[str, Any]) -> bool:
+        """Whether `params` name every dimension and nothing else, with permitted values."""
+        return params.keys() == self.by_name.keys() and all(
+            isinstance(v, int | float) and self.by_name[k].contains(float(v)) for k, v in params.items()
+        )
+
+    def point(self, params: Mapping[str, float]) -> Point:
+        """What equal points have in common, whatever a database did to their last digits."""
+        return tuple(float(f"{d.snap(params[d.name]):.{DIGITS}g}") for d in self.dimensions)
+
+    def find(self, params: Mapping[str, Any]) -> Point | None:
+        """The identity of the point that a trial's parameters name; None when they are none of this space.
+
+        Remembered, because strategies look at every trial whenever they are asked.
+        """
+        key = tuple(params.items())
+        if key not in self._known:
+            self._known[key] = self.point(params) if self.contains(params) else None
+        return self._known[key]
+
+    def coefficients(self, params: Mapping[str, float]) -> dict[str, GroupCoefficients]:
+        """The coefficients of every merged group at a point.
+
+        Raises:
+            StudyFileError: when `params` is no point of this space, with every reason.
+        """
+        self._check(params)
+        found: dict[str, GroupCoefficients] = {
+            group: {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.constants[group].items()}
+            for group in self.groups
+        }
+        for binding in self.bindings:
+            value_here = self.by_name[binding.dimension].nearest(params[binding.dimension])
+            for name, value in binding.meaning(value_here).items():
+                for group in binding.groups:
+                    _set(found[group], name, value)
+        return found
+
+    def locate(self, coefficients: Mapping[str, Mapping[str, CoefficientValue]]) -> Params | None:
+        """The point that gives exactly these coefficients, or None when the space has none.
+
+        Coefficients that are not named count as having their default.
+        """
+        if coefficients.keys() != set(self.groups):
+            return None
+        wanted = {g: _flatten(c) for g, c in coefficients.items()}
+        params: Params = {}
+        for dimension in self.dimensions:
+            value = self._solve(dimension, wanted)
+            if value is None or not dimension.contains(value):
+                return None
+            params[dimension.name] = dimension.nearest(value)
+        given = {g: _flatten(c) for g, c in self.coefficients(params).items()}
+        same = all(self._equal(given[g], wanted[g]) for g in self.groups)
+        return params if same else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for the study's record: equal for spaces with equal points and meanings."""
+        ends = [{d.name: d.low for d in self.dimensions}, {d.name: d.high for d in self.dimensions}]
+        return {
+            "dimensions": [d.to_dict() for d in self.dimensions],
+            # What a value means is code; its effect at both ends of every range is data that can be compared.
+            "coefficients_at_low": self.coefficients(ends[0]),
+            "coefficients_at_high": self.coefficients(ends[1]),
+        }
+
+    def _check(self, params: Mapping[str, float]) -> None:
+        problems = [Problem(unknown("parameter", k, self.by_name)) for k in params if k not in self.by_name]
+        for d in self.dimensions:
+            if d.name not in params:
+                problems.append(Problem("has no value", d.name))
+            elif not d.contains(params[d.name]):
+                nearest = f"{d.snap(params[d.name]):g}" if math.isfinite(params[d.name]) else f"{d.low:g}"
+                problems.append(Problem(f"{params[d.name]:g} is not in the space; the closest is {nearest}", d.name))
+        if problems:
+            raise StudyFileError(problems)
+
+    def _solve(self, dimension: Dimension, wanted: Mapping[str, _Flat]) -> float | None:
+        """The value whose meaning is wanted, found from both ends: meanings are straight lines."""
+        if dimension.single:
+            return dimension.low
+        low, high = dimension.low, dimension.high
+        for binding in (b for b in self.bindings if b.dimension == dimension.name):
+            at_low, at_high = _flatten(binding.meaning(low)), _flatten(binding.meaning(high))
+            for key, start in at_low.items():
+                if at_high[key] != start:
+                    target = self._wanted(wanted[binding.groups[0]], key)
+                    if target is None:
+                        return None
+                    return low + (target - start) / (at_high[key] - start) * (high - low)
+        return low
+
+    def _equal(self, ours: _Flat, theirs: _Flat) -> bool:
+        names = {name for name, _ in ours}
+        if not all(key in ours or (key[1] is None and key[0] in names) for key in theirs):
+            return False
+        return all(
+            (other := self._wanted(theirs, key)) is not None and math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12)
+            for key, value in ours.items()
+        )
+
+    def _wanted(self, theirs: _Flat, key: tuple[str, str | None]) -> float | None:
+        """What `theirs` say about `key`; one number for a coefficient counts for each of its sources."""
+        return theirs.get(key, theirs.get((key[0], None), self.defaults.get(key[0])))
+
+
+_Flat = dict[tuple[str, str | None], float]
+
+
+def _flatten(coefficients: Mapping[str, CoefficientValue]) -> _Flat:
+    flat: _Flat = {}
+    for name, value in coefficients.items():
+        if isinstance(value, Mapping):
+            flat.update({(name, source): float(v) for source, v in value.items()})
+        else:
+            flat[(name, None)] = float(value)
+    return flat
+
+
+def _set(group: GroupCoefficients, name: str, value: CoefficientValue) -> None:
+    """Write a coefficient; values per source are added to those that are there."""
+    before = group.get(name)
+    if isinstance(value, Mapping) and isinstance(before, Mapping):
+        group[name] = {**before, **value}
+    else:
+        group[name] = dict(value) if isinstance(value, Mapping) else value

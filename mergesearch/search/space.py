@@ -1,0 +1,301 @@
+"""From a study file's `merge.coefficients` to a `SearchSpace`.
+
+Every coefficient of every merged group gets a number or a dimension. What may be written:
+
+```yaml
+coefficients:
+  alpha: {values: [0, .25, .5, .75, 1]}     # a shorthand: one dimension per group, `alpha.segment_1`, …
+  weight:                                   # a coefficient per source
+    retriever: 1.0                          # a constant
+    domain: {low: 0, high: 1, step: .05}    # one dimension per group: `weight.domain.segment_1`, …
+    expert: {segment_1: {low: 0, high: 1}, segment_2: .5}
+  lambda: {low: .1, high: 2, log: true, tie: groups}      # one value for all groups: `lambda`
+```
+
+A range or number directly under a coefficient per source stands for every source. `tie` makes one dimension
+of several: `groups`, `sources` or `all`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from mergesearch.errors import Problem, StudyFileError, unknown
+from mergesearch.search.dimension import Dimension
+from mergesearch.search.points import Binding, GroupCoefficients, SearchSpace
+from mergesearch.search.ranges import Bounds, Range, is_range, number, read_range
+
+if TYPE_CHECKING:
+    from mergesearch.recipe import CoefficientValue
+    from mergesearch.search.declarations import MethodDeclaration, ShorthandDeclaration
+
+__all__ = ["Dimension", "SearchSpace", "build_space"]
+
+
+def build_space(
+    method: MethodDeclaration,
+    *,
+    sources: Sequence[str],
+    groups: Sequence[str],
+    template: str,
+    config: Mapping[str, Any],
+    base: str | None = None,
+) -> SearchSpace:
+    """The space that `merge.coefficients` of a study file describes.
+
+    Args:
+        method: what the merge method declares.
+        sources: the sources that have coefficients (the base left out).
+        groups: the merged parameter groups, in model order.
+        template: the source that a shorthand's value belongs to.
+        config: plain Python values, as read from YAML.
+        base: the source that task vectors are taken from.
+
+    Raises:
+        StudyFileError: with every problem; places are relative to `merge.coefficients`.
+    """
+    builder = _Builder(method, tuple(sources), tuple(groups), template)
+    builder.read(config)
+    space = builder.finish()
+    alone = method.coefficients_for_source(template, list(sources), base=base)
+    point = space.locate(dict.fromkeys(groups, alone)) if alone is not None else None
+    return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
+
+
+_Entry = float | Range
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What a dimension's value sets: a coefficient, for one source, for several, or for the group."""
+
+    coefficient: str
+    sources: tuple[str, ...] | None
+
+    def __call__(self, value: float) -> Mapping[str, CoefficientValue]:
+        return {self.coefficient: value if self.sources is None else dict.fromkeys(self.sources, value)}
+
+
+@dataclass(frozen=True)
+class _Expansion:
+    """What a shorthand's value sets."""
+
+    shorthand: ShorthandDeclaration
+    template: str
+    sources: tuple[str, ...]
+
+    def __call__(self, value: float) -> Mapping[str, CoefficientValue]:
+        expanded = self.shorthand.expand(value, self.template, self.sources)
+        return {
+            k: {s: _tidy(x) for s, x in v.items()} if isinstance(v, Mapping) else _tidy(v) for k, v in expanded.items()
+        }
+
+
+def _tidy(value: float) -> float:
+    """1 − 0.9 is 0.1 here: a recipe should not depend on how a number was reached."""
+    return float(f"{value:.15g}")
+
+
+@dataclass
+class _Use:
+    """Where one dimension acts: all (coefficient, source, group) cells that share its name."""
+
+    dimension: Dimension
+    rank: tuple[int, int, int]
+    cells: list[tuple[str, str | None, str]] = field(default_factory=list)
+
+
+class _Builder:
+    """Reads the mapping once, collecting cells and problems."""
+
+    def __init__(
+        self, method: MethodDeclaration, sources: tuple[str, ...], groups: tuple[str, ...], template: str
+    ) -> None:
+        self._method, self._sources, self._groups, self._template = method, sources, groups, template
+        self._problems: list[Problem] = []
+        self._uses: dict[str, _Use] = {}
+        self._constants: dict[tuple[str, str | None, str], float] = {}
+        self._covered: set[str] = set()
+
+    def read(self, config: Mapping[str, Any]) -> None:
+        method = self._method
+        if not isinstance(config, Mapping):
+            raise StudyFileError([f"expected a mapping of coefficients, found {config!r}"])
+        for name in sorted(set(self._sources) & set(self._groups)):
+            self._problem("is the name of a source and of a parameter group: rename the source", name)
+        shorthands = [name for name in config if name in method.shorthands]
+        for name, entry in config.items():
+            if name in shorthands:
+                self._read_shorthand(name, entry)
+            elif name in method.coefficients:
+                self._read_coefficient(name, entry)
+            else:
+                self._problem(
+                    unknown(f"coefficient of {method.name}", name, [*method.coefficients, *method.shorthands]),
+                    name,
+                )
+        for name, declared in method.coefficients.items():
+            if name in self._covered:
+                if name in config:
+                    self._problem(f"is already given by {', '.join(shorthands)}; keep one of them", name)
+            elif name not in config and declared.default is None:
+                instead = [s for s in method.shorthands if method.shorthands[s].n_sources == len(self._sources)]
+                hint = f", or write {' or '.join(instead)}" if instead else ""
+                self._problem(f"{method.name} needs it: give a number or a range{hint}", name)
+
+    def finish(self) -> SearchSpace:
+        if not self._uses and not self._problems:
+            self._problem("there is nothing to search: give at least one {values: […]} or {low: …, high: …}")
+        if self._problems:
+            raise StudyFileError(self._problems)
+        defaults = {n: c.default for n, c in self._method.coefficients.items() if c.default is not None}
+        constants: dict[str, GroupCoefficients] = {group: {} for group in self._groups}
+        for group in self._groups:
+            for name, default in defaults.items():
+                if name not in self._covered:
+                    per_source = self._method.coefficients[name].per_source
+                    constants[group][name] = dict.fromkeys(self._sources, default) if per_source else default
+        bindings: list[Binding] = []
+        for (name, source, group), value in self._constants.items():
+            if name in self._method.shorthands:
+                constants[group].update(self._expansion(name)(value))
+            elif source is None:
+                constants[group][name] = value
+            else:
+                before = cast("Mapping[str, float]", constants[group].get(name, {}))
+                constants[group][name] = {**before, source: value}
+        uses = sorted(self._uses.values(), key=lambda use: use.rank)
+        for use in uses:
+            bindings += self._bind(use)
+        return SearchSpace(tuple(u.dimension for u in uses), self._groups, constants, tuple(bindings), defaults)
+
+    def _bind(self, use: _Use) -> list[Binding]:
+        by_group: dict[str, list[str | None]] = {}
+        for _, source, group in use.cells:
+            by_group.setdefault(group, []).append(source)
+        coefficient = use.cells[0][0]
+        bindings = []
+        for group, sources in by_group.items():
+            named = tuple(s for s in sources if s is not None)
+            plain = _Meaning(coefficient, named or None)
+            meaning = self._expansion(coefficient) if coefficient in self._method.shorthands else plain
+            bindings.append(Binding(use.dimension.name, (group,), meaning))
+        return bindings
+
+    def _expansion(self, shorthand: str) -> _Expansion:
+        return _Expansion(self._method.shorthands[shorthand], self._template, self._sources)
+
+    def _problem(self, message: str, *keys: str) -> None:
+        self._problems.append(Problem(message, ".".join(keys)))
+
+    def _read_shorthand(self, name: str, entry: object) -> None:
+        shorthand = self._method.shorthands[name]
+        if len(self._sources) != shorthand.n_sources:
+            found = ", ".join(self._sources)
+            self._problem(f"stands for the coefficients of {shorthand.n_sources} sources, and there are "
+                          f"{len(self._sources)} ({found}): write out the coefficients", name)  # fmt: skip
+            return
+        try:
+            covered = set(self._expansion(name)(shorthand.low if math.isfinite(shorthand.low) else 0.0))
+        except ValueError as error:
+            self._problem(str(error), name)
+            return
+        if covered & self._covered:
+            self._problem("two shorthands for the same coefficients: keep one of them", name)
+        self._covered |= covered
+        self._read_groups(name, entry, Bounds(shorthand.low, shorthand.high, log=False), None, (name,))
+
+    def _read_coefficient(self, name: str, entry: object) -> None:
+        declared = self._method.coefficients[name]
+        bounds = Bounds(declared.low, declared.high, declared.log)
+        if not declared.per_source:
+            self._read_groups(name, entry, bounds, None, (name,))
+        elif not isinstance(entry, Mapping) or is_range(entry) or entry.keys() & set(self._groups):
+            self._read_groups(name, entry, bounds, self._sources, (name,))
+        else:
+            for source, inner in entry.items():
+                if source in self._sources:
+                    self._read_groups(name, inner, bounds, (source,), (name, source))
+                else:
+                    self._problem(unknown("source or group", source, [*self._sources, *self._groups]), name, source)
+            for source in self._sources:
+                if source not in entry and declared.default is None:
+                    self._problem(f"has no value for source {source!r}", name)
+
+    def _read_groups(
+        self,
+        name: str,
+        entry: object,
+        bounds: Bounds,
+        sources: tuple[str, ...] | None,
+        keys: tuple[str, ...],
+    ) -> None:
+        """An entry for all groups, or a mapping of groups; `sources` None for one number per group."""
+        if not isinstance(entry, Mapping) or is_range(entry):
+            spec = self._read_entry(entry, bounds, keys)
+            for group in self._groups:
+                self._fill(name, spec, sources, group, keys)
+            return
+        for group, inner in entry.items():
+            if group not in self._groups:
+                self._problem(unknown("group", group, self._groups), *keys, group)
+                continue
+            spec = self._read_entry(inner, bounds, (*keys, group))
+            if isinstance(spec, Range) and spec.tie in ("groups", "all"):
+                self._problem("cannot be tied over groups: write the range above the groups", *keys, group, "tie")
+            self._fill(name, spec, sources, group, keys)
+        declared = self._method.coefficients.get(name)
+        for group in self._groups:
+            if group not in entry and (declared is None or declared.default is None):
+                self._problem(f"has no value for group {group!r}", *keys)
+
+    def _fill(
+        self,
+        name: str,
+        spec: _Entry | None,
+        sources: tuple[str, ...] | None,
+        group: str,
+        keys: tuple[str, ...],
+    ) -> None:
+        if spec is None:
+            return
+        if isinstance(spec, float):
+            self._constants |= {(name, source, group): spec for source in sources or (None,)}
+            return
+        # "all" of a coefficient that is one number per group can only mean its groups.
+        over_sources = spec.tie == "sources" or (spec.tie == "all" and sources is not None)
+        if over_sources and sources != self._sources:
+            self._problem("`tie: sources` belongs directly under a coefficient per source", *keys, "tie")
+            return
+        order = list(self._method.coefficients) + list(self._method.shorthands)
+        for index, source in enumerate(sources or (None,)):
+            parts = [name]
+            if source is not None and spec.tie not in ("sources", "all"):
+                parts.append(source)
+            if spec.tie not in ("groups", "all"):
+                parts.append(group)
+            label = ".".join(parts)
+            rank = (
+                self._groups.index(group),
+                order.index(name),
+                index if source is None else self._sources.index(source),
+            )
+            use = self._uses.setdefault(label, _Use(spec.named(label), rank))
+            use.cells.append((name, source, group))
+
+    def _read_entry(self, entry: object, bounds: Bounds, keys: tuple[str, ...]) -> _Entry | None:
+        """A number, or a range; None when it is neither, which is then among the problems."""
+        if not isinstance(entry, Mapping):
+            value = number(entry)
+            if value is None:
+                self._problem(f"expected a number, {{values: […]}} or {{low: …, high: …}}, found {entry!r}", *keys)
+            elif outside := bounds.outside(value):
+                self._problem(outside, *keys)
+            return value
+        spec, found = read_range(entry, bounds)
+        for key, message in found:
+            self._problem(message, *keys, *([key] if key else []))
+        return spec

@@ -1,0 +1,1 @@
+"""One file per search strategy; `mergesearch.search.registry` finds them by their class."""

@@ -1,0 +1,98 @@
+"""Grid: every point of a finite space, exactly once."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mergesearch.errors import Problem, StudyFileError
+from mergesearch.search.ledger import Ledger
+from mergesearch.search.seeds import derive_seed
+from mergesearch.search.strategy import Proposal, Strategy, StrategyOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna.trial import FrozenTrial
+
+    from mergesearch.search.dimension import Dimension
+    from mergesearch.search.points import Params, Point, SearchSpace
+
+MOST_POINTS = 100_000
+"""More than anybody evaluates; the limit keeps a mistyped step from filling the memory."""
+
+
+class GridOptions(StrategyOptions):
+    """Options of `grid`."""
+
+    points: int | None = Field(None, ge=2)
+    """Values per continuous dimension, evenly spaced on its scale. None: the space lists values or steps."""
+    order: Literal["prefix", "shuffled"] = "prefix"
+    """`prefix` changes the lowest parameter groups least often; `shuffled` covers the space evenly from the
+    start, for budgets that end before the grid does."""
+    retries: int = Field(1, ge=0)
+    """How often a point whose trial failed is proposed again."""
+
+
+class Grid(Strategy):
+    """Every point once; one that failed is tried again, one that was scored by anybody never is."""
+
+    name = "grid"
+    title = "every combination of values"
+    Options = GridOptions
+    options: GridOptions
+
+    def __init__(self, space: SearchSpace, options: GridOptions, seed: int) -> None:
+        super().__init__(space, options, seed)
+        self._choices = [self._values(d) for d in space.dimensions]
+        empty = [d.name for d, c in zip(space.dimensions, self._choices, strict=True) if not c]
+        problems = [
+            Problem("a grid needs values here: give `values` or `step`, or `points` of the grid", name)
+            for name in empty
+        ]
+        if self.planned() > MOST_POINTS:
+            problems.append(Problem(f"a grid of {self.planned():,} points; at most {MOST_POINTS:,} make sense"))
+        if problems:
+            raise StudyFileError(problems)
+
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
+        """The first point in order that nobody scored, runs, or failed at too often."""
+        ledger = Ledger(self.space, history)
+        for index, params, point in self._points:
+            record = ledger.at(point)
+            if not record.closed(self.options.retries):
+                attrs = {"strategy": self.name, "point": index, "attempt": record.failures}
+                return Proposal(dict(params), attrs, slot=f"grid:{index}:{record.failures}")
+        return None
+
+    def exhausted(self, history: Sequence[FrozenTrial]) -> bool:
+        """Whether every point is scored, or failed too often."""
+        ledger = Ledger(self.space, history)
+        records = (ledger.at(point) for _, _, point in self._points)
+        return all(r.scored or (r.closed(self.options.retries) and not r.in_flight) for r in records)
+
+    def planned(self) -> int:
+        """The number of points."""
+        return math.prod(len(c) for c in self._choices)
+
+    def _values(self, dimension: Dimension) -> tuple[float, ...]:
+        choices = dimension.choices()
+        if choices is None and self.options.points is not None:
+            return dimension.evenly(self.options.points)
+        return choices or ()
+
+    @cached_property
+    def _points(self) -> list[tuple[int, Params, Point]]:
+        """Index in prefix order, parameters and identity of every point, in the order they are proposed."""
+        names = [d.name for d in self.space.dimensions]
+        every = [dict(zip(names, values, strict=True)) for values in product(*self._choices)]
+        points = [(index, params, self.space.point(params)) for index, params in enumerate(every)]
+        if self.options.order == "shuffled":
+            shuffled = np.random.default_rng(derive_seed(self.seed, self.name)).permutation(len(points))
+            points = [points[i] for i in shuffled]
+        return points

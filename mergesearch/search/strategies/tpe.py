@@ -1,0 +1,46 @@
+"""TPE: draw from a density of the good points, prefer where the bad ones are rare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.samplers import BaseSampler, TPESampler
+from pydantic import Field, model_validator
+
+from mergesearch.search.sampling import SamplerOptions, SamplerStrategy
+
+
+class TPEOptions(SamplerOptions):
+    """Options of `tpe`; defaults are those of Optuna 5, written out because earlier versions differ."""
+
+    n_startup_trials: int = Field(10, ge=1)
+    """Uniform draws until this many trials of the space are scored, the ones enqueued first included."""
+    n_ei_candidates: int = Field(24, ge=1)
+    """Candidates drawn from the good density, of which the one with the best ratio is proposed."""
+    multivariate: bool = True
+    """One joint density of all dimensions rather than one each: coefficients of a merge act together."""
+    group: bool = False
+    """Split the joint density where trials of the study have different parameters; needs `multivariate`."""
+    constant_liar: bool = True
+    """Count trials in flight as bad ones, so that parallel workers spread out."""
+
+    @model_validator(mode="after")
+    def _group_is_multivariate(self) -> TPEOptions:
+        if self.group and not self.multivariate:
+            raise ValueError("`group: true` needs `multivariate: true`")
+        return self
+
+
+class TPE(SamplerStrategy):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), joint over dimensions."""
+
+    name = "tpe"
+    title = "tree-structured Parzen estimator"
+    paper = "https://arxiv.org/abs/2304.11127"
+    Options = TPEOptions
+    options: TPEOptions
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """Optuna's TPE sampler."""
+        chosen: dict[str, Any] = self.options.model_dump(exclude={"retries"})
+        return TPESampler(**chosen, seed=seed)

@@ -1,0 +1,98 @@
+"""The contract between a search strategy and whoever drives it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from mergesearch.search.points import Params, SearchSpace
+
+PROPOSAL_ATTR = "proposal"
+"""The trial user attribute that holds `Proposal.attrs`."""
+
+
+class StrategyOptions(BaseModel):
+    """What a study file may say beside a strategy's name. Closed: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to evaluate.
+
+    Attributes:
+        params: dimension name to value; always a point of the strategy's space.
+        attrs: stored with the trial under `PROPOSAL_ATTR` (plain JSON, small). A strategy finds its own
+            trials by it again.
+        slot: the proposal's name within the study. Two coordinators that ask with the same history are given
+            the same slot, and only one of them may create its trial.
+    """
+
+    params: Params
+    attrs: dict[str, Any] = field(default_factory=dict)
+    slot: str = ""
+
+
+class Strategy(ABC):
+    """Decides which point is evaluated next. Values are maximised.
+
+    A strategy is a pure function of its space, options, seed and the history it is shown: instances keep only
+    memos that change nothing but speed, so a fresh process goes on where another was killed. It is asked by
+    one thread at a time.
+
+    The history that a caller shows holds ALL trials of the study in number order: COMPLETE (with a value),
+    PRUNED (with a value where one is known), FAIL, and RUNNING or WAITING (in flight). Trials that carry no
+    parameters, or parameters that are no point of the space, are anchors from outside; strategies pass over
+    them. Trials that another strategy proposed may occur and are learned from.
+
+    An implementation guarantees:
+      - every proposal is a point of the space;
+      - equal history and number give an equal proposal, in every process;
+      - `propose` returns None only while a trial of the history is in flight, or when `exhausted` is True;
+      - it raises StudyFileError from the constructor when it cannot search this space with these options.
+    """
+
+    name: ClassVar[str]
+    """What study files call it."""
+    title: ClassVar[str]
+    """For people: one line."""
+    paper: ClassVar[str] = ""
+    """URL of what it follows."""
+    Options: ClassVar[type[StrategyOptions]]
+    """Its options, typed, documented, with a vetted default each."""
+
+    def __init__(self, space: SearchSpace, options: StrategyOptions, seed: int) -> None:
+        self.space = space
+        self.options = options
+        self.seed = seed
+
+    @abstractmethod
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """The next point, or None to wait for trials in flight.
+
+        Args:
+            history: all trials so far, in number order.
+            number: of the trial that the proposal will become.
+        """
+
+    def exhausted(self, history: Sequence[FrozenTrial]) -> bool:  # noqa: ARG002
+        """Whether there will be no further proposal, whatever trials in flight bring."""
+        return False
+
+    def planned(self) -> int | None:
+        """How many points it will propose on its own account; None for as many as the budget allows."""
+        return None
+
+
+def proposal_attrs(trial: FrozenTrial) -> Mapping[str, Any]:
+    """What `Proposal.attrs` was when the trial was proposed; empty for anchors."""
+    attrs = trial.user_attrs.get(PROPOSAL_ATTR)
+    return attrs if isinstance(attrs, Mapping) else {}

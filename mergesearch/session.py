@@ -1,0 +1,81 @@
+"""One call that runs a study: opens its database and its workers, and drives them to the end."""
+
+from __future__ import annotations
+
+from mergesearch.controller import Controller, Listener, Summary
+from mergesearch.planning import check_memory
+from mergesearch.storage.record import StudyRecord
+from mergesearch.storage.store import StudyStore
+from mergesearch.study import Study, versions
+from mergesearch.study_file import storage_url
+from mergesearch.workers.evaluator import BatchProgress
+from mergesearch.workers.local_pool import LocalPool
+from mergesearch.workers.pool import WorkerPool
+
+
+def study_record(study: Study) -> StudyRecord:
+    """What the database keeps of a study beside its trials."""
+    content = study.parsed.content
+    return StudyRecord(
+        name=study.name,
+        score_relevant=study.score_relevant(),
+        other={
+            "search": content.search.model_dump(mode="json"),
+            "workers": content.workers.model_dump(mode="json"),
+        },
+        study_file=study.parsed.text,
+        file_name=study.parsed.path.name,
+        versions=versions(),
+    )
+
+
+def open_pool(study: Study, progress: BatchProgress | None = None) -> WorkerPool:
+    """The workers that the study file asks for, with the sources loaded.
+
+    Raises:
+        WorkerError: workers cannot be started.
+        SourceError: a source's weights cannot be read.
+    """
+    workers = study.parsed.content.workers
+    spec = study.evaluator_spec()
+    if workers.kind == "local":
+        return LocalPool(spec, progress)
+    from mergesearch.workers.ray_pool import RayPool  # Ray takes seconds to import
+
+    return RayPool(spec, workers.count, address=workers.address)
+
+
+def open_store(study: Study, url: str | None = None) -> StudyStore:
+    """Create the recorded study, or open it to go on with it.
+
+    Args:
+        study: the resolved study.
+        url: the database; None for the one that environment and study file name (see `storage_url`).
+
+    Raises:
+        ResumeError: the database holds a study of this name that differs in what scores depend on.
+        StorageError: the database cannot be used, or another process is running this study.
+    """
+    url = storage_url(study.parsed.content, url)
+    return StudyStore.open(url, study.name, study_record(study), exclusive=True)
+
+
+def run_study(
+    study: Study, store: StudyStore, listener: Listener | None = None, progress: BatchProgress | None = None
+) -> Summary:
+    """Evaluate trials until the study's budget is used; what is already recorded counts.
+
+    Args:
+        study: the resolved study.
+        store: its records, from `open_store`.
+        listener: told of every trial.
+        progress: called with (batches encoded, batches of the trial), by a local worker only.
+
+    Raises:
+        MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
+        WorkerError: workers cannot be started or kept alive.
+    """
+    if study.parsed.content.workers.address is None:  # elsewhere the memory is not this machine's
+        check_memory(study)
+    with open_pool(study, progress) as pool:
+        return Controller(study, store, pool, listener or Listener()).run()

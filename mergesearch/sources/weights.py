@@ -1,0 +1,54 @@
+"""Reading the weights that a merge needs, and refusing those that would poison it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from mergesearch.errors import Problem, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mergesearch.sources.checkpoint import Checkpoint
+
+
+def read_tensors(
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> dict[str, torch.Tensor]:
+    """Tensors by canonical name.
+
+    On the CPU in their stored dtype they stay views of the mapped files: several processes on one machine
+    share one copy, and the kernel may drop pages and read them again. Treat them as read-only. Any other
+    device or dtype gives tensors of their own, moved one at a time.
+
+    Args:
+        checkpoint: the source.
+        names: canonical name to raw name, from `check_sources`.
+        device: where the tensors go.
+        dtype: what they are converted to; None keeps each as stored.
+
+    Raises:
+        SourceError: names every tensor that holds NaN or infinite values, before or after conversion.
+    """
+    mapped = checkpoint.read_many(names.values())
+    read = {name: mapped[raw].to(device=device, dtype=dtype) for name, raw in names.items()}
+    broken = [names[name] for name, tensor in read.items() if not _all_finite(tensor)]
+    if broken:
+        where = f"source {checkpoint.name!r}"
+        problems = [Problem(f"tensor {raw!r} holds NaN or infinite values.", where) for raw in broken]
+        raise SourceError(problems, "Weights that no merge can use (was the training run diverged?):")
+    return read
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite, without a temporary of the tensor's size."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor)  # NaN propagates to both
+    return bool(torch.isfinite(low) & torch.isfinite(high))

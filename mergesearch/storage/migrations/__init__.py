@@ -1,0 +1,1 @@
+"""Alembic's environment and steps for our own tables; run by `mergesearch.storage.schema` only."""

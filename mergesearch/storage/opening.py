@@ -1,0 +1,185 @@
+"""Finding, making and comparing a study when its store is opened."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.orm import Session
+
+from mergesearch.errors import ResumeError, StorageError, unknown
+from mergesearch.storage.engine import Database
+from mergesearch.storage.record import StudyRecord, changes, check_resumable, plain
+from mergesearch.storage.tables import (
+    HistoryRow,
+    LateResultRow,
+    ReadingRow,
+    ScoreRow,
+    StudyRow,
+    TrialRow,
+    in_utc,
+    study_system_attributes,
+    study_user_attributes,
+)
+from mergesearch.storage.transaction import joined
+
+UID_KEY = "mergesearch:uid"
+"""System attribute of Optuna's study that pairs it with our row."""
+
+LOGICAL_ID_KEY = "mergesearch:logical_id"
+"""System attribute of Optuna's trials that pairs them with our rows."""
+
+
+def find_study(database: Database, storage: optuna.storages.RDBStorage, name: str) -> tuple[int, StudyRow] | None:
+    """Optuna's id and our row of a study; None where there is no study of this name.
+
+    Raises:
+        ResumeError: a study of this name was made by another program.
+    """
+    try:
+        optuna_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        return None
+    uid = storage.get_study_system_attrs(optuna_id).get(UID_KEY)
+    with Session(storage.engine) as session:
+        row = session.scalar(sa.select(StudyRow).where(StudyRow.uid == uid)) if uid else None
+    if row is None:
+        raise ResumeError(
+            f"{database.shown} holds a study {name!r} that mergesearch did not make. Give yours another name."
+        )
+    return optuna_id, row
+
+
+def create_study(storage: optuna.storages.RDBStorage, record: StudyRecord) -> None:
+    """Makes the study in Optuna's tables and ours, in one transaction."""
+    uid = str(uuid.uuid4())
+    attributes = {"study_file": record.study_file, "mergesearch_versions": dict(record.versions)}
+
+    def write(session: Session, study: Any) -> None:
+        study_id = study.study_id
+        session.execute(
+            sa.insert(study_system_attributes).values(study_id=study_id, key=UID_KEY, value_json=json.dumps(uid))
+        )
+        rows = [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]
+        session.execute(sa.insert(study_user_attributes), rows)
+        session.add(
+            StudyRow(
+                uid=uid,
+                name=record.name,
+                score_relevant=plain(record.score_relevant),
+                other=plain(record.other),
+                study_file=record.study_file,
+                file_name=record.file_name,
+                versions=plain(record.versions),
+            )
+        )
+
+    _remove_deleted_studies(storage.engine)
+    with joined(storage, "studies", write):
+        storage.create_new_study([StudyDirection.MAXIMIZE], record.name)
+
+
+def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: StudyRecord, *, write: bool) -> None:
+    """Compares a stored study with what is asked for, and notes what may differ and does.
+
+    Raises:
+        ResumeError: something that can change a score differs.
+    """
+    stored = record_of(row)
+    check_resumable(stored, now, where=database.shown, made=f"{in_utc(row.created_at):%Y-%m-%d %H:%M} UTC")
+    changed = changes(_as_last_run(engine, row, stored), now)
+    if not write or not changed:
+        return
+    detail = {
+        "changed": changed,
+        "other": plain(now.other),
+        "versions": plain(now.versions),
+        "file_name": now.file_name,
+        "study_file": now.study_file,
+    }
+    with Session(engine) as session, session.begin():
+        session.add(HistoryRow(study_id=row.id, event="resumed with changes", detail=detail))
+
+
+def is_alive() -> sa.ColumnElement[bool]:
+    """SQL: Optuna's side of a `StudyRow` is still there."""
+    attribute = study_system_attributes
+    quoted = sa.literal('"') + StudyRow.uid + sa.literal('"')  # Optuna keeps values as JSON
+    return sa.exists().where(attribute.c.key == UID_KEY, attribute.c.value_json == quoted)
+
+
+def record_of(row: StudyRow) -> StudyRecord:
+    """What the study was made with."""
+    return StudyRecord(
+        name=row.name,
+        score_relevant=row.score_relevant,
+        other=row.other,
+        study_file=row.study_file,
+        file_name=row.file_name,
+        versions=row.versions,
+    )
+
+
+def no_such_study(database: Database, storage: optuna.storages.RDBStorage, name: str) -> StorageError:
+    """The error for a study name that is not there, with the names that are."""
+    names = [study.study_name for study in storage.get_all_studies()]
+    return StorageError(f"{database.shown}: {unknown('study', name, names)}")
+
+
+def settle(storage: optuna.storages.RDBStorage, optuna_id: int, row: StudyRow) -> None:
+    """Mends what other programs did to the trials while nobody drove the study.
+
+    A running trial that was not begun here has no recipe, so nobody could ever end it: it is failed. A trial
+    of ours that another program ended keeps the end it was given.
+    """
+    trials = {t._trial_id: t for t in storage.get_all_trials(optuna_id, deepcopy=False)}
+    with Session(storage.engine) as session:
+        ours = session.scalars(sa.select(TrialRow).where(TrialRow.study_id == row.id)).all()
+        open_rows = {t.optuna_trial_id: t for t in ours if t.outcome is None}
+        known = {t.optuna_trial_id for t in ours}
+    for trial_id, trial in trials.items():
+        if trial.state == TrialState.RUNNING and trial_id not in known:
+            storage.set_trial_user_attr(trial_id, "failure", "begun by another program and left running")
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        elif trial.state.is_finished() and trial_id in open_rows:
+            adopt_outcome(storage.engine, open_rows[trial_id].id, trial)
+
+
+def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTrial) -> None:
+    """Takes over the end that another program gave a trial of ours."""
+    with Session(engine) as session, session.begin():
+        row = session.get_one(TrialRow, row_id, with_for_update=True)
+        if row.outcome is None:
+            row.outcome = "complete" if trial.state == TrialState.COMPLETE else "fail"
+            row.value = trial.value if trial.state == TrialState.COMPLETE else None
+            row.reason = "ended by another program"
+            row.finished_at = sa.func.now()
+
+
+def _as_last_run(engine: sa.Engine, row: StudyRow, stored: StudyRecord) -> StudyRecord:
+    with Session(engine) as session:
+        query = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id).order_by(HistoryRow.id.desc())
+        last = session.scalars(query.limit(1)).first()
+    if last is None:
+        return stored
+    return replace(stored, other=last["other"], versions=last["versions"], file_name=last["file_name"])
+
+
+def _remove_deleted_studies(engine: sa.Engine) -> None:
+    with Session(engine) as session, session.begin():
+        # One statement, one snapshot: a study that is being made meanwhile is seen whole or not at all.
+        gone = session.scalars(sa.select(StudyRow.id).where(~is_alive())).all()
+        if not gone:
+            return
+        trials = sa.select(TrialRow.id).where(TrialRow.study_id.in_(gone))
+        for child in (ScoreRow, LateResultRow):
+            session.execute(sa.delete(child).where(child.trial_id.in_(trials)))
+        for table in (TrialRow, HistoryRow, ReadingRow):
+            session.execute(sa.delete(table).where(table.study_id.in_(gone)))
+        session.execute(sa.delete(StudyRow).where(StudyRow.id.in_(gone)))

@@ -1,0 +1,112 @@
+"""What a study is made of, and what is different when somebody resumes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergesearch.errors import ResumeError
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """What is stored with a study when it is made, and compared when it is resumed.
+
+    Attributes:
+        name: the study's name.
+        score_relevant: everything that can change a score, in plain JSON types: source, split and collection
+            hashes, groups, merge method, prompts, lengths, dtype, seed.
+        other: what may change from one run to the next: budget, strategy, workers.
+        study_file: the resolved study file's text.
+        file_name: what the user called it.
+        versions: library name to version.
+    """
+
+    name: str
+    score_relevant: Mapping[str, Any]
+    other: Mapping[str, Any] = field(default_factory=dict)
+    study_file: str = ""
+    file_name: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON: lists for tuples, strings for keys."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def differences(stored: Any, now: Any) -> dict[str, tuple[str, str]]:
+    """Every leaf that differs: dotted path to (stored, now) as text. Lists of named things go by name."""
+    return dict(_differences("", plain(stored), plain(now)))
+
+
+def check_resumable(stored: StudyRecord, now: StudyRecord, *, where: str, made: str) -> None:
+    """Refuses to go on with a study when something that can change a score is different.
+
+    Args:
+        stored: what the study was made with.
+        now: what is asked for.
+        where: the database, as it may be printed.
+        made: when the study was made.
+
+    Raises:
+        ResumeError: names the file that made the study and lists every difference.
+    """
+    found = differences(stored.score_relevant, now.score_relevant)
+    if not found:
+        return
+    head = f"study {stored.name!r} in {where} was made by {stored.file_name!r} on {made}"
+    if stored.file_name != now.file_name:
+        head = f"the name is taken: {head}, and {now.file_name!r} describes another study"
+    lines = "\n".join(f"  {path}: {before} → {after}" for path, (before, after) in found.items())
+    raise ResumeError(
+        f"{head}. What differs can change scores, so trials could not be compared (stored → now):\n{lines}\n"
+        "Restore these values to resume it, or give the study another name."
+    )
+
+
+def changes(stored: StudyRecord, now: StudyRecord) -> dict[str, list[str]]:
+    """What may change and did: budget, strategy, workers, versions, the file's name."""
+
+    def loose(record: StudyRecord) -> dict[str, Any]:
+        return {**record.other, "versions": dict(record.versions), "file_name": record.file_name}
+
+    return {path: list(pair) for path, pair in differences(loose(stored), loose(now)).items()}
+
+
+def _differences(path: str, stored: Any, now: Any) -> Iterator[tuple[str, tuple[str, str]]]:
+    if isinstance(stored, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*stored, *now]))
+        for key in keys:
+            place = f"{path}.{key}" if path else key
+            yield from _differences(place, stored.get(key, _ABSENT), now.get(key, _ABSENT))
+    elif isinstance(stored, list) and isinstance(now, list):
+        yield from _list_differences(path, stored, now)
+    elif stored is _ABSENT or now is _ABSENT or stored != now or isinstance(stored, bool) != isinstance(now, bool):
+        yield path, (_shown(stored), _shown(now))
+
+
+def _list_differences(path: str, stored: list[Any], now: list[Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    before, after = _by_name(stored), _by_name(now)
+    if sorted(before) == sorted(after) and list(before) != list(after):
+        yield f"{path} (order)", (", ".join(before), ", ".join(after))
+    for key in dict.fromkeys([*before, *after]):
+        yield from _differences(f"{path}[{key}]", before.get(key, _ABSENT), after.get(key, _ABSENT))
+
+
+def _by_name(items: list[Any]) -> dict[str, Any]:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if all(isinstance(n, str) for n in names) and len(set(names)) == len(names):
+        return dict(zip(map(str, names), items, strict=True))
+    return {str(i): item for i, item in enumerate(items)}
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "(not set)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "…"

@@ -1,0 +1,332 @@
+"""`StudyStore`: a study in its database, for its coordinator and for its readers."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from mergesearch.errors import StorageError
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.recipe import MergeRecipe
+from mergesearch.storage import lock, opening, schema, scores
+from mergesearch.storage.engine import Database, redact_urls
+from mergesearch.storage.reader import StudyReader
+from mergesearch.storage.record import StudyRecord
+from mergesearch.storage.tables import LateResultRow, ScoreRow, TrialRow
+from mergesearch.storage.transaction import joined, write_trial_attributes
+
+ATTRIBUTE_CHARACTERS = 4_000
+"""The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
+
+
+class Told(enum.Enum):
+    """What became of a result or failure that was handed in."""
+
+    RECORDED = "recorded"
+    """It is the trial's end now."""
+    ALREADY = "already"
+    """The same end had been recorded before; nothing changed."""
+    LATE = "late"
+    """Another end stands, or the lease had passed to somebody else; it was kept aside."""
+
+
+class _FencedError(Exception):
+    """The lease under which a result was computed has passed to somebody else."""
+
+
+class StudyStore(StudyReader):
+    """A study in its database.
+
+    One store may be used by several threads; what it writes is serialised. All methods raise `StorageError`
+    when the database cannot be reached or used. Whatever was not confirmed by a return may be repeated: every
+    write is keyed so that a repetition changes nothing.
+    """
+
+    _lock: lock.CoordinatorLock | None = None
+
+    @classmethod
+    def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
+        """Opens a study, making it where it is missing and may be made.
+
+        Args:
+            url: an SQLite or PostgreSQL URL; passwords in it are kept out of everything that is stored.
+            study_name: the study.
+            record: what the study is made of; compared with what is stored. None opens what is there.
+            exclusive: as the study's one coordinator, who may begin and end trials; creates the database,
+                tables and study where missing. Without it the study must exist.
+
+        Raises:
+            ResumeError: the study differs from `record` in something that can change a score (all
+                differences are listed), or was not made by mergesearch.
+            StorageError: no such study, another coordinator (named), or no access to the database.
+        """
+        database = Database.parse(url)
+        if not exclusive and database.path is not None and not database.path.is_file():
+            raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
+        engine = database.engine()
+        with ExitStack() as undo, database.friendly():
+            right = lock.acquire(database, engine, study_name) if exclusive else None
+            if right is not None:
+                undo.callback(right.release)
+                _probe_writing(database, engine)
+            schema.prepare(database, engine, create=exclusive)
+            storage = database.optuna_storage(create_tables=False)
+            undo.callback(storage.engine.dispose)
+            found = opening.find_study(database, storage, study_name)
+            clean = _stored_form(database, study_name, record)
+            if found is not None and clean is not None:
+                opening.resume_study(database, storage.engine, found[1], clean, write=exclusive)
+            elif found is None and clean is not None and exclusive:
+                opening.create_study(storage, clean)
+                found = opening.find_study(database, storage, study_name)
+            if found is None:
+                raise opening.no_such_study(database, storage, study_name)
+            if exclusive:
+                opening.settle(storage, *found)
+            store = cls(database, storage, *found)
+            store._lock = right
+            undo.pop_all()
+            return store
+
+    def begin(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        recipe: MergeRecipe,
+        attrs: Mapping[str, Any],
+        logical_id: str,
+    ) -> int:
+        """Begins a trial, in one transaction; the number of the one there is when `logical_id` is known.
+
+        Args:
+            params: values as Optuna shows them; empty for a trial outside the space.
+            distributions: one per parameter.
+            recipe: what is to be evaluated; its fingerprint becomes the attribute `recipe`.
+            attrs: small user attributes, such as `anchor` or `proposal`.
+            logical_id: the caller's name for the trial, unique in the study.
+
+        Raises:
+            StorageError: `logical_id` is taken by a trial of another recipe, a parameter does not fit its
+                distribution or those of earlier trials, or an attribute is too large.
+        """
+        attributes = {"recipe": recipe.fingerprint, **_attributes(attrs)}
+        numbers: list[int] = []  # one per attempt of the transaction
+
+        def write(session: Session, trial: Any) -> None:
+            numbers.append(trial.number)
+            session.add(
+                TrialRow(
+                    study_id=self._row.id,
+                    logical_id=logical_id,
+                    optuna_trial_id=trial.trial_id,
+                    number=trial.number,
+                    fingerprint=recipe.fingerprint,
+                    recipe=recipe.to_dict(),
+                )
+            )
+
+        with self._driving():
+            try:
+                template = optuna.trial.create_trial(
+                    state=TrialState.RUNNING,
+                    params=dict(params),
+                    distributions=dict(distributions),
+                    user_attrs=attributes,
+                    system_attrs={opening.LOGICAL_ID_KEY: logical_id},
+                )
+                with joined(self._storage, "trials", write):
+                    self._storage.create_new_trial(self._optuna_study_id, template)
+            except IntegrityError:
+                return self._begun(logical_id, recipe)
+            except KeyError:
+                raise self._deleted() from None
+            except ValueError as error:
+                raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
+        return numbers[-1]
+
+    def lease(self, number: int, worker: str) -> int:
+        """Gives a running trial to a worker and counts the attempt.
+
+        Returns:
+            The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial.
+
+        Raises:
+            StorageError: the trial has ended.
+        """
+        with self._driving():
+            row_id = self._trial(number).id
+            with Session(self._storage.engine) as session, session.begin():
+                row = session.get_one(TrialRow, row_id, with_for_update=True)
+                if row.outcome is not None:
+                    raise StorageError(f"trial {number} has ended ({row.outcome}) and cannot be leased again.")
+                row.lease_epoch += 1
+                row.attempts += 1
+                row.lease_owner = self._text(worker)
+                row.leased_at = sa.func.now()
+                return row.lease_epoch
+
+    def finish(self, number: int, result: TrialResult, *, epoch: int | None = None) -> Told:
+        """Ends a trial with its scores: scores, attributes, value and state in one transaction.
+
+        Args:
+            number: the trial.
+            result: what it brought back; `result.value` becomes the trial's value.
+            epoch: the lease under which it was evaluated; None where no second lease was ever given.
+
+        Raises:
+            EvaluationError: a score is NaN or infinite, or there are none; the trial keeps running.
+        """
+        value = scores.check(result)
+        worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
+        attributes = _attributes(_costs(replace(result, worker=worker, notes=notes)))
+
+        with self._driving():
+            columns = [self._query_sets.columns(c) for c in result.collections]
+
+            def end(session: Session, row: TrialRow) -> None:
+                row.outcome, row.value = "complete", value
+                row.seconds = {phase: float(s) for phase, s in result.seconds.items()}
+                row.tokens, row.worker, row.notes = int(result.tokens), worker, list(notes)
+                session.add_all(ScoreRow(trial_id=row.id, position=i, **c) for i, c in enumerate(columns))
+                write_trial_attributes(session, row.optuna_trial_id, attributes)
+
+            told = self._end(number, TrialState.COMPLETE, value, end, epoch)
+            if told is Told.LATE:
+                self._keep_aside(number, epoch, worker, value, "result")
+            return told
+
+    def fail(self, number: int, reason: str, *, epoch: int | None = None) -> Told:
+        """Ends a trial without scores; the reason is kept, its beginning as the attribute `failure`."""
+        text = self._text(reason)
+        attributes = {"failure": text[: ATTRIBUTE_CHARACTERS // 8]}
+
+        def end(session: Session, row: TrialRow) -> None:
+            row.outcome, row.reason = "fail", text
+            write_trial_attributes(session, row.optuna_trial_id, attributes)
+
+        with self._driving():
+            told = self._end(number, TrialState.FAIL, None, end, epoch)
+            if told is Told.LATE:
+                self._keep_aside(number, epoch, None, None, f"failure: {text}")
+            return told
+
+    def close(self) -> None:
+        """Closes the connections and gives up the right to drive the study; harmless when called again."""
+        super().close()
+        if self._lock is not None:
+            self._lock.release()
+
+    @contextmanager
+    def _driving(self) -> Iterator[None]:
+        with self._guarded():
+            if self._lock is None:
+                raise StorageError(f"study {self._row.name!r} was opened for reading; open it exclusively to drive it.")
+            self._lock.check()
+            yield
+
+    def _begun(self, logical_id: str, recipe: MergeRecipe) -> int:
+        with Session(self._storage.engine) as session:
+            row: TrialRow | None = session.scalar(self._trial_rows().where(TrialRow.logical_id == logical_id))
+        if row is None or row.fingerprint != recipe.fingerprint:
+            raise StorageError(f"the logical id {logical_id!r} of study {self._row.name!r} names another trial.")
+        return row.number
+
+    def _end(
+        self,
+        number: int,
+        state: TrialState,
+        value: float | None,
+        end: Callable[[Session, TrialRow], None],
+        epoch: int | None,
+    ) -> Told:
+        known = self._trial(number)
+
+        def write(session: Session, _trial: Any) -> None:
+            row = session.get_one(TrialRow, known.id, with_for_update=True)
+            if epoch is not None and row.lease_epoch != epoch:
+                raise _FencedError
+            end(session, row)
+            row.finished_at = sa.func.now()
+
+        try:
+            with joined(self._storage, "trials", write):
+                values = None if value is None else [value]
+                recorded = self._storage.set_trial_state_values(known.optuna_trial_id, state, values)
+        except _FencedError:
+            return Told.LATE
+        except UpdateFinishedTrialError:
+            return self._compare_with_end(known, state, value)
+        except KeyError:
+            raise self._deleted() from None
+        if not recorded:
+            raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
+        return Told.RECORDED
+
+    def _compare_with_end(self, known: TrialRow, state: TrialState, value: float | None) -> Told:
+        opening.adopt_outcome(self._storage.engine, known.id, self._storage.get_trial(known.optuna_trial_id))
+        row = self._trial(known.number)
+        outcome = "complete" if state == TrialState.COMPLETE else "fail"
+        return Told.ALREADY if (row.outcome, row.value) == (outcome, value) else Told.LATE
+
+    def _keep_aside(self, number: int, epoch: int | None, worker: str | None, value: float | None, reason: str) -> None:
+        row_id = self._trial(number).id
+        with Session(self._storage.engine) as session, session.begin():
+            session.add(LateResultRow(trial_id=row_id, epoch=epoch, worker=worker, value=value, reason=reason))
+
+
+def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """User attributes that may be stored. Trials are found again by them, so words in them stay as they are."""
+    clean: dict[str, Any] = redact_urls(attrs)
+    for key, value in clean.items():
+        if len(json.dumps(value)) > ATTRIBUTE_CHARACTERS:
+            raise StorageError(f"the trial attribute {key!r} is larger than {ATTRIBUTE_CHARACTERS} characters.")
+    return clean
+
+
+def _costs(result: TrialResult) -> dict[str, Any]:
+    attributes: dict[str, Any] = {f"seconds_{phase}": round(float(s), 6) for phase, s in result.seconds.items()}
+    attributes["tokens"] = int(result.tokens)
+    attributes["worker"] = result.worker
+    attributes["n_queries"] = sum(len(c.query_ids) for c in result.collections)
+    attributes["scores"] = {f"{c.metric} {c.collection}": c.mean for c in result.collections}
+    if result.notes:
+        attributes["notes"] = "; ".join(result.notes)[: ATTRIBUTE_CHARACTERS // 8]
+    return attributes
+
+
+def _probe_writing(database: Database, engine: sa.Engine) -> None:
+    """Finds out at the start, and not after the first hour of work, whether the database can be written."""
+    with engine.connect() as connection:
+        if database.is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+        elif connection.scalar(sa.text("SELECT current_setting('transaction_read_only')")) == "on":
+            raise StorageError(f"{database.shown}: the server is a read-only replica. Name the primary.")
+        connection.rollback()
+
+
+def _stored_form(database: Database, name: str, record: StudyRecord | None) -> StudyRecord | None:
+    if record is None:
+        return None
+    return replace(
+        record,
+        name=name,
+        score_relevant=redact_urls(record.score_relevant),
+        other=redact_urls(record.other),
+        study_file=database.without_secrets(record.study_file),
+        file_name=redact_urls(record.file_name),
+    )

@@ -1,0 +1,171 @@
+"""Our own tables, beside Optuna's in the same database.
+
+Optuna's tables hold parameters, state, value and small attributes, and refuse changes to finished trials.
+What is larger, what comes later, and what makes every trial end exactly once lives here. Rows refer to
+Optuna's by plain numbers without foreign keys, so that optuna-dashboard may delete a study; a unique id
+stored on both sides tells a study from a later one of the same name or number.
+
+Times are the database's clock, in UTC. Changes here need a new file in migrations/versions.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# Optuna's, whose layout has not changed since 3.2: only what is written inside joint transactions.
+study_user_attributes = sa.table(
+    "study_user_attributes", sa.column("study_id"), sa.column("key"), sa.column("value_json")
+)
+study_system_attributes = sa.table(
+    "study_system_attributes", sa.column("study_id"), sa.column("key"), sa.column("value_json")
+)
+trial_user_attributes = sa.table(
+    "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+)
+
+
+class Base(DeclarativeBase):
+    """Root of our table classes."""
+
+
+def in_utc(at: datetime) -> datetime:
+    """A time of the database with its zone: SQLite keeps UTC without saying so."""
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _now() -> Mapped[datetime]:
+    return mapped_column(sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False)
+
+
+def _belongs_to(table: str) -> Mapped[int]:
+    return mapped_column(sa.ForeignKey(f"{table}.id", ondelete="CASCADE"), nullable=False, index=True)
+
+
+class StudyRow(Base):
+    """A study: what made it, and what may never change while it lives.
+
+    `uid` is also a system attribute of Optuna's study; a row without that counterpart is of a deleted study.
+    """
+
+    __tablename__ = "mergesearch_studies"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(sa.String(36), unique=True)
+    name: Mapped[str] = mapped_column(sa.String(512), index=True)
+    score_relevant: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    other: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    study_file: Mapped[str] = mapped_column(sa.Text)
+    file_name: Mapped[str] = mapped_column(sa.Text)
+    versions: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    created_at: Mapped[datetime] = _now()
+
+
+class HistoryRow(Base):
+    """Something that happened to a study: it was resumed, and what was different then."""
+
+    __tablename__ = "mergesearch_history"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _belongs_to("mergesearch_studies")
+    event: Mapped[str] = mapped_column(sa.String(64))
+    detail: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    at: Mapped[datetime] = _now()
+
+
+class TrialRow(Base):
+    """A logical trial: written with Optuna's trial in one transaction, ended with it in one transaction.
+
+    `outcome` is NULL while the trial runs, then `complete` or `fail`, and never changes again. `lease_epoch`
+    counts the leases given; only the newest may end the trial.
+    """
+
+    __tablename__ = "mergesearch_trials"
+    __table_args__ = (
+        sa.UniqueConstraint("study_id", "logical_id", name="uq_mergesearch_trials_logical_id"),
+        sa.UniqueConstraint("study_id", "number", name="uq_mergesearch_trials_number"),
+        sa.Index("ix_mergesearch_trials_fingerprint", "study_id", "fingerprint"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_studies.id", ondelete="CASCADE"), nullable=False)
+    logical_id: Mapped[str] = mapped_column(sa.String(255))
+    optuna_trial_id: Mapped[int]
+    number: Mapped[int]
+    fingerprint: Mapped[str] = mapped_column(sa.String(64))
+    recipe: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_epoch: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(sa.Text)
+    leased_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+    outcome: Mapped[str | None] = mapped_column(sa.String(16))
+    value: Mapped[float | None] = mapped_column(sa.Double)
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    seconds: Mapped[dict[str, float] | None] = mapped_column(sa.JSON(none_as_null=True))
+    tokens: Mapped[int | None] = mapped_column(sa.BigInteger)
+    worker: Mapped[str | None] = mapped_column(sa.Text)
+    notes: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    created_at: Mapped[datetime] = _now()
+    finished_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+
+
+class QuerySetRow(Base):
+    """A list of query ids that scores refer to; stored once, never changed."""
+
+    __tablename__ = "mergesearch_query_sets"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    query_ids: Mapped[list[str]] = mapped_column(sa.JSON)
+
+
+class ScoreRow(Base):
+    """Scores of one trial on one collection: little-endian float64, one per query of the query set."""
+
+    __tablename__ = "mergesearch_scores"
+    __table_args__ = (sa.UniqueConstraint("trial_id", "collection", "metric", name="uq_mergesearch_scores_trial"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_trials.id", ondelete="CASCADE"), nullable=False)
+    position: Mapped[int]
+    collection: Mapped[str] = mapped_column(sa.String(255))
+    metric: Mapped[str] = mapped_column(sa.String(64))
+    weight: Mapped[float] = mapped_column(sa.Double)
+    query_set_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_query_sets.id"))
+    scores: Mapped[bytes] = mapped_column(sa.LargeBinary)
+
+
+class LateResultRow(Base):
+    """A result that came after its trial had ended, or under a lease that had been given to another."""
+
+    __tablename__ = "mergesearch_late_results"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = _belongs_to("mergesearch_trials")
+    epoch: Mapped[int | None]
+    worker: Mapped[str | None] = mapped_column(sa.Text)
+    value: Mapped[float | None] = mapped_column(sa.Double)
+    reason: Mapped[str] = mapped_column(sa.Text)
+    at: Mapped[datetime] = _now()
+
+
+class ReadingRow(Base):
+    """One reading of a test split: who was scored, by which command, and the scores."""
+
+    __tablename__ = "mergesearch_test_readings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _belongs_to("mergesearch_studies")
+    subject: Mapped[str] = mapped_column(sa.Text)
+    fingerprint: Mapped[str | None] = mapped_column(sa.String(64))
+    command: Mapped[str] = mapped_column(sa.Text)
+    split: Mapped[str] = mapped_column(sa.Text)
+    collection: Mapped[str] = mapped_column(sa.String(255))
+    metric: Mapped[str] = mapped_column(sa.String(64))
+    weight: Mapped[float] = mapped_column(sa.Double)
+    query_set_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_query_sets.id"))
+    scores: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    at: Mapped[datetime] = _now()

@@ -1,0 +1,61 @@
+"""Our rows inside the transactions of Optuna's storage.
+
+Optuna commits once per call of its storage. `joined` adds our writes to that commit, so that a trial and what
+we know of it begin and end together: no crash, and no connection cut at any moment, can part them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from mergesearch.storage.tables import trial_user_attributes
+
+
+@contextmanager
+def joined(storage: optuna.storages.RDBStorage, table: str, write: Callable[[Session, Any], None]) -> Iterator[None]:
+    """While open, a transaction of `storage` on this thread that writes to `table` includes `write`.
+
+    Optuna may read on the way, in transactions of their own; those are left alone. When it repeats a
+    transaction whose commit was not confirmed, `write` is part of the repetition too.
+
+    Args:
+        storage: makes the transaction, in one call of a public method.
+        table: one of Optuna's tables.
+        write: takes the session and Optuna's object that is written, flushed and so with its ids; may raise
+            to roll everything back.
+    """
+    session = storage.scoped_session()  # one object per thread; Optuna uses the same
+    joined_in = False
+
+    def before_commit(session: Session) -> None:
+        nonlocal joined_in
+        written = [o for o in (*session.new, *session.dirty) if getattr(o, "__tablename__", None) == table]
+        if written:
+            joined_in = True
+            session.flush()
+            write(session, written[0])
+
+    sa.event.listen(session, "before_commit", before_commit)
+    try:
+        yield
+    finally:
+        sa.event.remove(session, "before_commit", before_commit)
+    if not joined_in:
+        raise RuntimeError(f"this version of Optuna wrote to {table!r} in a way that mergesearch cannot follow")
+
+
+def write_trial_attributes(session: Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Sets user attributes of a trial of Optuna's, replacing those of the same keys."""
+    if not attributes:
+        return
+    table = trial_user_attributes
+    session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attributes))))
+    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]
+    session.execute(sa.insert(table), rows)

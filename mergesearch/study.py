@@ -1,0 +1,381 @@
+"""A resolved study: the file's words turned into sources, groups, a search space and collections, all checked.
+
+Resolving reads headers, configurations and texts, and no weights. `Study` is what every command works with.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergesearch.evaluation.collection import Collection
+from mergesearch.merging.method import MergeMethod
+from mergesearch.merging.registry import METHODS
+from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
+from mergesearch.search.registry import STRATEGIES, Strategy
+from mergesearch.search.space import SearchSpace
+from mergesearch.sources.alignment import align, check_sources
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.groups import Group, make_groups
+from mergesearch.sources.layout import EMBEDDINGS, Layout, read_layout
+from mergesearch.sources.locate import commit_of
+from mergesearch.sources.vocabulary import same_vocabulary
+from mergesearch.study_checks import Checks, check_coefficients, check_names, search_space
+from mergesearch.study_file import ParsedStudy, parse_study
+from mergesearch.study_inputs import (
+    check_encoding,
+    collection_specs,
+    encoding_files,
+    grouping,
+    open_sources,
+    read_collections,
+)
+from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec, default_threads
+
+Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
+"""Group name to coefficient name to value."""
+FEW_QUERIES = 200
+"""With fewer dev queries the highest of a hundred scores lies well above what it is worth."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A merge that is evaluated before the strategy is asked: a source alone, the uniform average, a given point."""
+
+    name: str
+    coefficients: Coefficients
+    params: Mapping[str, float] | None
+    """The point of the search space that gives it; None when it lies outside."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file with everything it names found, read and checked.
+
+    Attributes:
+        parsed: the study file.
+        folders: source name to local folder.
+        checkpoints: source name to its opened headers.
+        layout: the template's parameters and their places.
+        method: the merge method.
+        groups: the parameter groups, in model order.
+        space: the search space.
+        collections: the dev splits, sampled and pooled, in the file's order.
+    """
+
+    parsed: ParsedStudy
+    folders: Mapping[str, Path]
+    checkpoints: Mapping[str, Checkpoint]
+    layout: Layout
+    method: MergeMethod
+    groups: tuple[Group, ...]
+    space: SearchSpace
+    collections: tuple[Collection, ...]
+
+    @property
+    def name(self) -> str:
+        """The study's name in the database."""
+        return self.parsed.content.study
+
+    @property
+    def merged_sources(self) -> list[str]:
+        """The sources that have coefficients: all but the base."""
+        return [s for s in self.folders if s != self.parsed.content.merge.base]
+
+    def recipe(self, params: Mapping[str, float]) -> MergeRecipe:
+        """The recipe at a point of the search space."""
+        return self.recipe_of(self.space.coefficients(params))
+
+    def recipe_of(self, coefficients: Coefficients) -> MergeRecipe:
+        """The recipe with these coefficients per merged group; other groups are copied from the template."""
+        merge = self.parsed.content.merge
+        groups = tuple(
+            GroupRecipe(g.name, g.places, coefficients=coefficients[g.name])
+            if g.merged
+            else GroupRecipe(g.name, g.places, copy_from=merge.template)
+            for g in self.groups
+        )
+        return self._recipe(groups)
+
+    def source_alone(self, source: str) -> MergeRecipe:
+        """The recipe that is one source, unmerged, in every place the source has."""
+        template = self.parsed.content.merge.template
+        own = self.own_places(source)
+        groups = tuple(GroupRecipe(p, (p,), copy_from=source if p in own else template) for p in self.layout.places)
+        return self._recipe(groups)
+
+    def own_places(self, source: str) -> frozenset[str]:
+        """The places whose every parameter the source has, in the template's shape and for its vocabulary."""
+        template = self.parsed.content.merge.template
+        checkpoint = self.checkpoints[source]
+        names = align(checkpoint, self.layout)
+        misfits = {
+            p.place
+            for p in self.layout.parameters.values()
+            if p.name not in names or tuple(checkpoint.tensors[names[p.name]].shape) != tuple(p.shape)
+        }
+        if not same_vocabulary(self.folders[template], self.folders[source]):
+            misfits.add(EMBEDDINGS)  # the template's tokenizer would pick other words' rows
+        return frozenset(self.layout.places) - misfits
+
+    def _recipe(self, groups: tuple[GroupRecipe, ...]) -> MergeRecipe:
+        content = self.parsed.content
+        refs = [
+            SourceRef(
+                name,
+                source.model,
+                self.checkpoints[name].content_hash,
+                commit_of(self.folders[name]) or source.revision,
+            )
+            for name, source in content.sources.items()
+        ]
+        return MergeRecipe(
+            method=content.merge.method,
+            sources=tuple(refs),
+            template=content.merge.template,
+            groups=groups,
+            base=content.merge.base,
+            options=content.merge.options,
+            dtype=content.evaluation.dtype,
+            seed=content.seed,
+        )
+
+    def sources_alone(self) -> dict[str, Coefficients]:
+        """Coefficients that give each source alone, for the sources that the method can give alone."""
+        base, sources = self.parsed.content.merge.base, self.merged_sources
+        found = {s: self.method.coefficients_for_source(s, sources, base=base) for s in self.folders}
+        return {s: self._everywhere(c) for s, c in found.items() if c is not None}
+
+    def uniform_average(self) -> Coefficients | None:
+        """Equal weights in every merged group; None for methods without weights."""
+        even = self.method.uniform(self.merged_sources)
+        return None if even is None else self._everywhere(even)
+
+    def _everywhere(self, coefficients: Mapping[str, CoefficientValue]) -> Coefficients:
+        return {g.name: coefficients for g in self.groups if g.merged}
+
+    def anchors(self) -> list[Anchor]:
+        """What `search.enqueue` asks for, in its order; equal ones once."""
+        found: list[tuple[str, Coefficients]] = []
+        for entry in self.parsed.content.search.enqueue:
+            if entry == "sources":
+                found += [(self._name_alone(source), c) for source, c in self.sources_alone().items()]
+            elif entry == "uniform":
+                even = self.uniform_average()
+                found += [("uniform average", even)] if even is not None else []
+            else:
+                found.append((_point_name(entry), self.space.coefficients(entry)))
+        anchors = [Anchor(name, c, self.space.locate(c)) for name, c in found]
+        once: dict[str, Anchor] = {}
+        for anchor in anchors:
+            once.setdefault(self.recipe_of(anchor.coefficients).fingerprint, anchor)
+        return list(once.values())
+
+    def _name_alone(self, source: str) -> str:
+        """What an anchor's trial of one source is: not the whole source where places are the template's."""
+        whole = source == self.parsed.content.merge.template or all(g.merged for g in self.groups)
+        return f"{source} alone" if whole else f"{source}'s layers"
+
+    def collection_specs(self, *, test: bool = False) -> tuple[CollectionSpec, ...]:
+        """The dev splits that trials are scored on, or the whole test splits."""
+        return collection_specs(self.parsed, test=test)
+
+    def evaluator_spec(self, *, device: str | None = None, threads: int | None = None) -> EvaluatorSpec:
+        """What a worker needs to evaluate this study's recipes on the dev splits."""
+        content = self.parsed.content
+        evaluation, workers = content.evaluation, content.workers
+        merged_places = frozenset(p for g in self.groups if g.merged for p in g.places)
+        return EvaluatorSpec(
+            folders=dict(self.folders),
+            template=content.merge.template,
+            merged_places=dict.fromkeys(self.folders, merged_places),
+            trusted=content.trusted,
+            collections=self.collection_specs(),
+            evaluation=EvaluationSettings(
+                metric=evaluation.metric,
+                max_query_length=evaluation.max_length.query,
+                max_document_length=evaluation.max_length.document,
+                pooling=evaluation.pooling,
+                normalize=evaluation.normalize,
+                similarity=evaluation.similarity,
+                append_eos=evaluation.append_eos,
+                dtype=evaluation.dtype,
+                batch_tokens=evaluation.batch_tokens,
+                search=evaluation.search,
+                device=_device(device or workers.device),
+            ),
+            threads=threads or workers.threads or default_threads(workers.count),
+        )
+
+    def unmerged_spec(self, *, test: bool) -> EvaluatorSpec:
+        """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone."""
+        places = {name: self.own_places(name) for name in self.folders}
+        collections = self.collection_specs(test=test)
+        return replace(self.evaluator_spec(), merged_places=places, collections=collections)
+
+    @property
+    def planned_trials(self) -> int | None:
+        """How many trials the study will have, where that is known beforehand."""
+        strategy = self.strategy()
+        planned = strategy.planned()
+        budget = self.parsed.content.search.trials
+        if planned is None:
+            return budget
+        planned += sum(not self._is_on_grid(anchor, strategy) for anchor in self.anchors())
+        return planned if budget is None else min(planned, budget)
+
+    def _is_on_grid(self, anchor: Anchor, strategy: Strategy) -> bool:
+        """Whether a strategy of finitely many points has the anchor's among them."""
+        if anchor.params is None:
+            return False
+        n_points = getattr(strategy.options, "points", None)  # where ranges are continuous
+        for dimension in self.space.dimensions:
+            values = dimension.choices() or (dimension.evenly(n_points) if n_points else ())
+            value = anchor.params[dimension.name]
+            if not any(math.isclose(value, v, rel_tol=1e-9, abs_tol=1e-12) for v in values):
+                return False
+        return True
+
+    def notes(self) -> list[str]:
+        """What a user should know before trusting the study's outcome."""
+        notes = [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
+        queries = sum(len(c.query_ids) for c in self.collections)
+        if queries < FEW_QUERIES:
+            notes.append(
+                f"{queries} dev queries are few: below {FEW_QUERIES} the best of many trials owes much of its score "
+                "to luck"
+            )
+        return notes
+
+    def strategy(self) -> Strategy:
+        """The strategy that the study file names, with its options."""
+        entry = self.parsed.content.search.strategy
+        chosen = STRATEGIES[entry.name]
+        return chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+
+    def score_relevant(self) -> dict[str, Any]:
+        """Everything that could change a score: what a resumed study must agree with."""
+        content = self.parsed.content
+        merge = content.merge
+        return {
+            "seed": content.seed,
+            "sources": {name: c.content_hash for name, c in self.checkpoints.items()},
+            "merge": {
+                "method": merge.method,
+                "template": merge.template,
+                "base": merge.base,
+                "options": merge.options,
+                "groups": {g.name: {"places": list(g.places), "merged": g.merged} for g in self.groups},
+                "space": self.space.to_dict(),
+            },
+            "evaluation": {
+                **content.evaluation.model_dump(exclude={"collections", "search", "prompts"}),
+                "template_files": encoding_files(self.folders[merge.template]),
+                "collections": {
+                    c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}
+                    for c, spec in zip(self.collections, self.collection_specs(), strict=True)
+                },
+            },
+        }
+
+
+def load_study(path: Path | str) -> Study:
+    """Read a study file and resolve it.
+
+    Raises:
+        StudyFileError: with all problems of the file, its sources and its collections together.
+    """
+    return resolve(parse_study(Path(path)))
+
+
+def resolve(parsed: ParsedStudy) -> Study:
+    """Find, open and compare everything the study file names; no weights are read.
+
+    Raises:
+        StudyFileError: with all problems of the file, its sources and its collections together.
+    """
+    content, merge = parsed.content, parsed.content.merge
+    checks = Checks(parsed)
+    check_names(parsed, checks)
+    folders, checkpoints = open_sources(parsed, checks)
+    layout = groups = space = None
+    if merge.template in folders:
+        with checks.at("sources", merge.template):
+            layout = read_layout(folders[merge.template], trust_remote_code=merge.template in content.trusted)
+        check_encoding(parsed, folders[merge.template], checks)
+    if layout is not None and not checks.found_at("merge", "groups"):
+        with checks.at("merge", "groups"):
+            groups = make_groups(grouping(parsed), layout)
+    if groups is None:
+        check_coefficients(parsed, checks)
+    elif merge.method in METHODS:
+        with checks.below("merge", "coefficients"):
+            space = search_space(parsed, [g.name for g in groups if g.merged])
+    if layout is not None and groups is not None and len(checkpoints) == len(content.sources):
+        merged_places = frozenset(p for g in groups if g.merged for p in g.places)
+        with checks.at("sources"):
+            check_sources(
+                checkpoints,
+                template=merge.template,
+                layout=layout,
+                merged_places=dict.fromkeys(checkpoints, merged_places),
+                allow_other_vocabulary=merge.allow_other_vocabulary,
+                trust_remote_code=content.trusted,
+            )
+    collections = read_collections(parsed, checks)
+    if layout is None or groups is None or space is None:
+        checks.raise_if_any()
+        raise AssertionError("a study that cannot be resolved has a problem")
+    study = Study(parsed, folders, checkpoints, layout, METHODS[merge.method], groups, space, collections)
+    if not checks.found_at("search", "strategy"):
+        with checks.at("search", "strategy"):
+            study.strategy()
+    _check_enqueued(study, checks)
+    checks.raise_if_any()
+    return study
+
+
+def _check_enqueued(study: Study, checks: Checks) -> None:
+    """Points have to lie in the space, and coefficients that a point gives have to build a merge."""
+    for i, entry in enumerate(study.parsed.content.search.enqueue):
+        with checks.at("search", "enqueue", i):
+            if isinstance(entry, dict):
+                study.space.coefficients(entry)
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _point_name(params: Mapping[str, float]) -> str:
+    return ", ".join(f"{k}={v:g}" for k, v in sorted(params.items()))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what scores may depend on, and of this machine's Python."""
+    names = (
+        "mergesearch",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "optuna",
+        "numpy",
+        "tokenizers",
+        "ray",
+    )
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    return found

@@ -1,0 +1,229 @@
+"""What can be checked of a study file from the file and the registries alone, and how problems find their lines.
+
+The names of methods, strategies, formats, metrics and backends, the options of each, and the coefficients are
+checked against the plug-ins themselves, so a new plug-in needs no change here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mergesearch.errors import MergesearchError, Problem, ProblemsError, StudyFileError, unknown
+from mergesearch.evaluation.backends import BACKENDS
+from mergesearch.evaluation.formats import FORMATS
+from mergesearch.evaluation.metrics import parse_metric
+from mergesearch.merging.method import MergeMethod
+from mergesearch.merging.registry import METHODS
+from mergesearch.search.registry import STRATEGIES
+from mergesearch.search.space import SearchSpace, build_space
+from mergesearch.study_file import RESERVED_SOURCE_NAMES, CollectionEntry, GroupsEntry, ParsedStudy
+
+Key = str | int
+_SOURCE = re.compile(r"source '([^']+)'")
+
+
+class Checks:
+    """Collects problems with the lines of the study file that they belong to."""
+
+    def __init__(self, parsed: ParsedStudy) -> None:
+        self._parsed = parsed
+        self._keys: list[tuple[Key, ...]] = []
+        self._problems: list[Problem] = []
+
+    def add(self, message: str, *keys: Key) -> None:
+        """Note a problem of the entry at `keys`; the same problem twice is one."""
+        self._keys.append(keys)
+        problem = Problem(message, self._parsed.where(*keys))
+        if problem not in self._problems:
+            self._problems.append(problem)
+
+    def found_at(self, *keys: Key) -> bool:
+        """Whether something at `keys` or below is a problem."""
+        return any(k[: len(keys)] == keys for k in self._keys)
+
+    @contextmanager
+    def at(self, *keys: Key) -> Iterator[None]:
+        """Errors raised inside become problems of the entry at `keys`, or of the source that they name."""
+        try:
+            yield
+        except ProblemsError as error:
+            for problem in error.problems:
+                source = _SOURCE.fullmatch(problem.where)
+                self.add(str(problem), *keys, *(source.groups() if source and keys == ("sources",) else ()))
+        except MergesearchError as error:
+            self.add(str(error), *keys)
+
+    @contextmanager
+    def below(self, *keys: Key) -> Iterator[None]:
+        """Like `at`, for errors whose problems say by dotted keys where below `keys` they lie."""
+        try:
+            yield
+        except StudyFileError as error:
+            for problem in error.problems:
+                inner = problem.where.split(".") if problem.where else []
+                self.add(f"{'.'.join([*map(str, keys), *inner])}: {problem.message}", *keys, *inner)
+
+    def options(self, model: type[BaseModel], options: Mapping[str, Any], *keys: Key, beside: type[BaseModel]) -> None:
+        """Check a plug-in's options against its own model; `beside` is what else may stand at `keys`."""
+        try:
+            model(**options)
+        except ValidationError as error:
+            known = [*model.model_fields, *beside.model_fields]
+            for e in error.errors(include_url=False):
+                name = ".".join(str(k) for k in e["loc"])
+                message = e["msg"].removeprefix("Value error, ")
+                if e["type"] == "extra_forbidden":
+                    message = unknown("key", name, known)
+                elif e["type"] == "missing":
+                    message = f"{name}: is required"
+                elif name:
+                    message = f"{name}: {message[:1].lower()}{message[1:]}, found {e['input']!r}"
+                self.add(message, *keys, *e["loc"])
+
+    def raise_if_any(self) -> None:
+        """Raise the StudyFileError that lists everything found."""
+        if self._problems:
+            raise self._parsed.problems(self._problems)
+
+
+def check_file(parsed: ParsedStudy) -> None:
+    """Check a study file without looking at any model or collection.
+
+    Raises:
+        StudyFileError: with every problem.
+    """
+    checks = Checks(parsed)
+    check_names(parsed, checks)
+    check_coefficients(parsed, checks)
+    checks.raise_if_any()
+
+
+def check_names(parsed: ParsedStudy, checks: Checks) -> None:
+    """Names, options and references; coefficients are left to `check_coefficients` or to the real model."""
+    content, merge = parsed.content, parsed.content.merge
+    for name in content.sources:
+        if name in RESERVED_SOURCE_NAMES or "." in name:
+            checks.add(f"{name!r} cannot name a source: it is a word of coefficients or holds a dot", "sources", name)
+    for role in ("template", "base"):
+        name = getattr(merge, role)
+        if name is not None and name not in content.sources:
+            checks.add(unknown("source", name, content.sources), "merge", role)
+    if merge.method not in METHODS:
+        checks.add(unknown("merge method", merge.method, METHODS), "merge", "method")
+    else:
+        _check_method(checks, parsed, METHODS[merge.method])
+    if not _well_formed(merge.groups):
+        checks.add("say exactly one of `segments`, `boundaries`, `per_layer`", "merge", "groups")
+    _check_search(checks, parsed)
+    _check_evaluation(checks, parsed)
+    if content.workers.kind == "local" and content.workers.count > 1:
+        checks.add("local is one worker; use `kind: ray` for several", "workers", "count")
+
+
+def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
+    """Check coefficients against the groups that follow from the file alone, where they do."""
+    merge, groups = parsed.content.merge, parsed.content.merge.groups
+    if merge.method not in METHODS or merge.template not in parsed.content.sources:
+        return
+    if groups.per_layer or not _well_formed(groups):
+        return
+    # A model need not have a final norm or a pooler: coefficients are wrong when no choice of them fits.
+    optional = [p for p in ("final_norm", "pooler") if getattr(groups, p) == "own"]
+    candidates = [c for n in range(len(optional), -1, -1) for c in combinations(optional, n)]
+    errors = []
+    for present in candidates:
+        try:
+            search_space(parsed, [*_certain_groups(groups), *present])
+            return
+        except StudyFileError as error:
+            errors.append(error)
+    with checks.below("merge", "coefficients"):
+        raise errors[0]
+
+
+def search_space(parsed: ParsedStudy, groups: list[str]) -> SearchSpace:
+    """The space over these merged groups.
+
+    Raises:
+        StudyFileError: places are dotted keys below `merge.coefficients`.
+    """
+    merge, method = parsed.content.merge, METHODS[parsed.content.merge.method]
+    base = merge.base if method.takes_base else None  # a base too many is a problem of its own
+    return build_space(
+        method,
+        sources=[s for s in parsed.content.sources if s != base],
+        groups=groups,
+        template=merge.template,
+        config=merge.coefficients,
+        base=base,
+    )
+
+
+def _well_formed(groups: GroupsEntry) -> bool:
+    return sum([groups.segments is not None, groups.boundaries is not None, groups.per_layer]) == 1
+
+
+def _certain_groups(groups: GroupsEntry) -> list[str]:
+    """Names of the merged groups that every model has."""
+    segments = groups.segments if groups.boundaries is None else len(groups.boundaries) + 1
+    own = ["embeddings"] if groups.embeddings == "own" else []
+    return own + [f"segment_{i + 1}" for i in range(segments or 1)]
+
+
+def _check_method(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> None:
+    merge, sources = parsed.content.merge, parsed.content.sources
+    if method.needs_base and merge.base is None:
+        checks.add(f"{method.name} takes task vectors from a base: name a source as `base:`", "merge", "method")
+    if not method.takes_base and merge.base is not None:
+        checks.add(f"{method.name} has no base; remove `base:` or choose a method of task vectors", "merge", "base")
+    n = len(sources) - (method.takes_base and merge.base in sources)
+    if n < method.min_sources or (method.max_sources is not None and n > method.max_sources):
+        most = "" if method.max_sources is None else f" and at most {method.max_sources}"
+        beside = " beside the base" if merge.base else ""
+        checks.add(f"{method.name} needs at least {method.min_sources}{most} sources{beside}, found {n}", "sources")
+    for name, setting in merge.options.items():
+        option = method.options.get(name)
+        if option is None:
+            checks.add(unknown(f"option of {method.name}", name, method.options), "merge", "options", name)
+        elif not option.accepts(setting):
+            message = f"{name} is of type {option.type.__name__}, found {setting!r}"
+            checks.add(message, "merge", "options", name)
+
+
+def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
+    search = parsed.content.search
+    strategy = search.strategy
+    if strategy.name not in STRATEGIES:
+        checks.add(unknown("strategy", strategy.name, STRATEGIES), "search", "strategy", "name")
+        return
+    options = STRATEGIES[strategy.name].Options
+    checks.options(options, strategy.options, "search", "strategy", beside=type(strategy))
+    if search.trials is None and search.minutes is None and strategy.name != "grid":
+        checks.add(f"{strategy.name} needs a budget: `trials:` or `minutes:`", "search")
+
+
+def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
+    evaluation = parsed.content.evaluation
+    names = [c.name for c in evaluation.collections]
+    for i, collection in enumerate(evaluation.collections):
+        keys = ("evaluation", "collections", i)
+        if names[i] in names[:i]:
+            checks.add(f"two collections are called {names[i]!r}", *keys, "name")
+        if collection.format not in FORMATS:
+            checks.add(unknown("collection format", collection.format, FORMATS), *keys, "format")
+            continue
+        options = FORMATS[collection.format].options
+        checks.options(options, collection.options, *keys, beside=CollectionEntry)
+        if collection.test and not checks.found_at(*keys):
+            merged = {**collection.options, **collection.test}
+            checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+    with checks.at("evaluation", "metric"):
+        parse_metric(evaluation.metric)
+    if evaluation.search not in BACKENDS:
+        checks.add(unknown("search backend", evaluation.search, BACKENDS), "evaluation", "search")

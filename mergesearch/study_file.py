@@ -1,0 +1,302 @@
+"""The study file: YAML, typed and closed, with every problem reported at once and with its line.
+
+The models below are the file's schema. What depends on plug-ins (a method's coefficients, a strategy's or a
+collection format's options) is checked against their registries, so a new plug-in needs no change here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from mergesearch.errors import Problem, StudyFileError
+from mergesearch.yaml_problems import explain, plain, where
+
+DType = Literal["float32", "bfloat16", "float16"]
+GroupRule = Literal["template", "first_segment", "last_segment", "own"]
+
+
+class _Closed(BaseModel):
+    """Unknown keys are errors, and so are values of another type: `true` is no number, `3` is no text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def _source_shorthand(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+def _name_shorthand(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _length_shorthand(value: object) -> object:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return {"query": value, "document": value} if whole else value
+
+
+class SourceEntry(_Closed):
+    """A model that is read."""
+
+    model: str
+    """A hub id (`org/name`), a local folder (relative to the study file), or `package:NAME`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Run the Python code that lies in this model's folder, which its configuration may need."""
+
+
+class GroupsEntry(_Closed):
+    """How the parameters are divided into groups with coefficients of their own."""
+
+    segments: int | None = Field(default=None, ge=1)
+    """Split the layers into this many segments of (nearly) equal size."""
+    boundaries: list[int] | None = None
+    """First layer (counted from 0) of the second and every further segment."""
+    per_layer: bool = False
+    """One group per layer."""
+    embeddings: GroupRule = "template"
+    """`template` copies them, `first_segment` and `last_segment` merge them along, `own` is a group of its own."""
+    final_norm: GroupRule = "last_segment"
+    """The norm after the last layer, where the architecture has one."""
+    pooler: GroupRule = "template"
+    """A pooler or head after the last layer."""
+
+
+class MergeEntry(_Closed):
+    """What is merged, and with which coefficients."""
+
+    method: str = "linear"
+    """A merge method; `mergesearch methods` lists them."""
+    template: str
+    """The source that gives architecture, tokenizer, pooling, prompts and all parameters that are not merged."""
+    base: str | None = None
+    """The source that task vectors are taken from, for methods that need one."""
+    groups: GroupsEntry = GroupsEntry(segments=1)
+    coefficients: dict[str, Any]
+    """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source or group."""
+    options: dict[str, bool | float | str] = {}
+    """The method's options that are not searched."""
+    allow_other_vocabulary: bool = False
+    """Merge layers of models whose vocabularies differ (embeddings then have to come from the template)."""
+
+
+class StrategyEntry(_Closed):
+    """Which strategy proposes coefficients."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    """A strategy; `mergesearch methods` lists them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything beside the name: the strategy's own options."""
+        return dict(self.model_extra or {})
+
+
+class SearchEntry(_Closed):
+    """How coefficients are proposed, and how many are evaluated."""
+
+    strategy: Annotated[StrategyEntry, BeforeValidator(_name_shorthand)]
+    """A strategy's name, or a mapping of `name` and its options."""
+    trials: int | None = Field(None, ge=1)
+    """Evaluated recipes, those enqueued first included. A grid needs none: it ends when it is complete."""
+    minutes: float | None = Field(None, gt=0)
+    """Start no further trial after this many minutes of a session."""
+    enqueue: list[Literal["sources", "uniform"] | dict[str, float]] = ["sources", "uniform"]
+    """What to evaluate first: every source alone, the uniform average, or points by parameter name."""
+    retries: int = Field(2, ge=0)
+    """How often a trial is tried again after its worker died."""
+
+
+class PoolEntry(_Closed):
+    """A smaller corpus: the judged documents and BM25 negatives of every query."""
+
+    negatives: int = Field(ge=0)
+    """Negatives per query; 0 keeps judged documents only."""
+
+
+class LengthsEntry(_Closed):
+    """Longest texts in tokens, special tokens included; the template's own limit by default."""
+
+    query: int | None = Field(default=None, ge=8)
+    document: int | None = Field(default=None, ge=8)
+
+
+class PromptsEntry(_Closed):
+    """Text put before every query or document; the template's own prompts by default."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class CollectionEntry(_Closed):
+    """A judged collection; keys beside those named here are its format's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    format: str = "beir"
+    split: str = "dev"
+    """The queries that trials are scored on."""
+    test_split: str = "test"
+    """The queries that `evaluate` reads, and nothing else."""
+    test: dict[str, Any] = {}
+    """Options of the format that differ for the test split, such as another `folder`."""
+    queries: int | None = Field(None, ge=1)
+    """Sample this many dev queries (all by default)."""
+    pool: PoolEntry | None = None
+    weight: float = Field(1.0, gt=0)
+    """Share in a trial's value, relative to the other collections."""
+    prompts: PromptsEntry = PromptsEntry()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The format's own options."""
+        return dict(self.model_extra or {})
+
+
+class EvaluationEntry(_Closed):
+    """How a merge is scored."""
+
+    collections: list[CollectionEntry] = Field(min_length=1)
+    metric: str = "ndcg@10"
+    max_length: Annotated[LengthsEntry, BeforeValidator(_length_shorthand)] = LengthsEntry()
+    """Tokens per text: one number, or a mapping of `query` and `document`."""
+    prompts: PromptsEntry = PromptsEntry()
+    pooling: str | None = None
+    """Overrides the template's pooling: `mean`, `cls`, `lasttoken`, …"""
+    normalize: bool | None = None
+    """Overrides whether embeddings are scaled to length 1."""
+    similarity: Literal["cosine", "dot"] | None = None
+    """Overrides how the template compares embeddings."""
+    append_eos: bool | None = None
+    """For templates that read a text off its end token: append it (true) where the tokenizer does not, or accept texts
+    without one (false). By default such a tokenizer is an error."""
+    dtype: DType = "float32"
+    """What the merge is evaluated and exported in."""
+    batch_tokens: int = Field(2048, ge=64)
+    """Padded tokens per batch."""
+    search: str = "torch"
+    """The exact search backend: `torch` or `faiss`."""
+
+
+class WorkersEntry(_Closed):
+    """Who evaluates trials."""
+
+    kind: Literal["local", "ray"] = "local"
+    count: int = Field(default=1, ge=1)
+    """Ray actors; `local` has one."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, …"""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads per worker; by default the machine's cores divided by the workers."""
+    address: str | None = None
+    """An existing Ray cluster; none starts one on this machine."""
+
+
+class StudyFile(_Closed):
+    """A study file as it was written."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The study's name in the database."""
+    seed: int = Field(0, ge=0)
+    storage: str | None = None
+    """A SQLAlchemy URL; by default `sqlite:///STUDY.db` in the current folder."""
+    sources: dict[str, Annotated[SourceEntry, BeforeValidator(_source_shorthand)]] = Field(min_length=1)
+    merge: MergeEntry
+    search: SearchEntry
+    evaluation: EvaluationEntry
+    workers: WorkersEntry = WorkersEntry()
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        """The sources whose own Python code may be run."""
+        return frozenset(name for name, source in self.sources.items() if source.trust_remote_code)
+
+
+RESERVED_SOURCE_NAMES = frozenset({"low", "high", "step", "log", "values", "tie"})
+
+
+@dataclass(frozen=True)
+class ParsedStudy:
+    """A study file that fits the schema, with the way back to its lines."""
+
+    content: StudyFile
+    path: Path
+    text: str
+    tree: Any
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in the file start from."""
+        return self.path.parent
+
+    def where(self, *keys: str | int) -> str:
+        """Such as `study.yaml:12`, for the entry at `keys`, or for its closest parent."""
+        return where(self.path, self.tree, keys)
+
+    def problems(self, problems: Sequence[Problem]) -> StudyFileError:
+        """The error that reports `problems` in the order of their lines."""
+        return _error(self.path, problems)
+
+
+def parse_study(path: Path) -> ParsedStudy:
+    """Read and check a study file without looking at any model or collection.
+
+    Raises:
+        StudyFileError: with every problem that the schema finds, each with its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyFileError([f"there is no study file {path}"]) from None
+    except IsADirectoryError:
+        raise StudyFileError([f"{path} is a folder; name the study file in it"]) from None
+    except OSError as error:
+        raise StudyFileError([f"{path} cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise StudyFileError([f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+    return parse_study_text(text, path)
+
+
+def parse_study_text(text: str, path: Path) -> ParsedStudy:
+    """Like `parse_study`, for text that is already read; `path` names it in messages."""
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{path.name}:{mark.line + 1}" if mark else path.name
+        raise StudyFileError([Problem(f"not valid YAML: {error.problem or error.context}", line)]) from None
+    if not isinstance(tree, Mapping):
+        raise StudyFileError([Problem("expected a mapping with `study:`, `sources:`, `merge:`, …", path.name)])
+    try:
+        content = StudyFile.model_validate(plain(tree))
+    except ValidationError as error:
+        raise _error(path, explain(error, StudyFile, path, tree)) from None
+    return ParsedStudy(content, path, text, tree)
+
+
+def storage_url(content: StudyFile, option: str | None = None) -> str:
+    """Which database: `--storage`, MERGESEARCH_STORAGE, OPTUNA_STORAGE, the study file, a default file."""
+    environment = os.environ.get("MERGESEARCH_STORAGE") or os.environ.get("OPTUNA_STORAGE")
+    return option or environment or content.storage or f"sqlite:///{content.study}.db"
+
+
+def _error(path: Path, problems: Sequence[Problem]) -> StudyFileError:
+    found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    ordered: list[Problem | str] = [*sorted(problems, key=_line)]
+    return StudyFileError(ordered, heading=f"{path}: {found}")
+
+
+def _line(problem: Problem) -> int:
+    number = problem.where.rpartition(":")[2]
+    return int(number) if number.isdigit() else 0

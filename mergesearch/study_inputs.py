@@ -1,0 +1,142 @@
+"""What a study file names, found and opened: sources, collections, and how the template encodes texts.
+
+Headers, configurations and texts are read, and no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.groups import Grouping
+from mergesearch.sources.locate import locate, model_folder
+from mergesearch.study_checks import Checks
+from mergesearch.study_file import ParsedStudy
+from mergesearch.workers.evaluator import CollectionSpec
+
+_NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
+
+
+def open_sources(parsed: ParsedStudy, checks: Checks) -> tuple[dict[str, Path], dict[str, Checkpoint]]:
+    """Find every source, downloading it where needed, and read its headers."""
+    folders, checkpoints = {}, {}
+    for name, source in parsed.content.sources.items():
+        with checks.at("sources", name):
+            folders[name] = locate(source.model, revision=source.revision, relative_to=parsed.folder)
+            checkpoints[name] = Checkpoint.open(name, folders[name])
+    return folders, checkpoints
+
+
+def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:
+    """Study file and template have to say together how texts are encoded."""
+    evaluation = parsed.content.evaluation
+    # One length opens the template; each kind of text is then cut to its own.
+    lengths = (evaluation.max_length.query, evaluation.max_length.document)
+    longest = max(n for n in lengths if n is not None) if None not in lengths else None
+    choices = Choices(evaluation.pooling, evaluation.normalize, evaluation.similarity, longest)
+    with checks.at("evaluation"):
+        files = resolve(template, choices).files
+        prompts = stated_prompts(files)
+        for i, spec in enumerate(collection_specs(parsed)):
+            for kind, prompt in prompts.items():
+                if prompt is None and spec.prompts[kind] is None:
+                    names = ", ".join(repr(name) for name, text in files.prompts.items() if text)
+                    message = (
+                        f"the template has prompts named {names}, and none is said to be for a {kind}: give the text "
+                        f"under `prompts: {{{kind}: …}}` (an empty text for none)"
+                    )
+                    checks.add(message, "evaluation", "collections", i)
+
+
+def read_collections(parsed: ParsedStudy, checks: Checks) -> tuple[Collection, ...]:
+    """The dev splits of every collection whose entry is sound."""
+    collections = []
+    for i, spec in enumerate(collection_specs(parsed)):
+        if not checks.found_at("evaluation", "collections", i):
+            with checks.at("evaluation", "collections", i):
+                collections.append(spec.load())
+    return tuple(collections)
+
+
+def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[CollectionSpec, ...]:
+    """The collections of a study file: the dev splits that trials are scored on, or the whole test splits."""
+    content = parsed.content
+    prompts = content.evaluation.prompts
+    return tuple(
+        CollectionSpec(
+            name=c.name,
+            format=c.format,
+            options={**c.options, **c.test} if test else c.options,
+            split=c.test_split if test else c.split,
+            relative_to=parsed.folder,
+            queries=None if test else c.queries,
+            pool_negatives=None if test or c.pool is None else c.pool.negatives,
+            seed=content.seed,
+            weight=c.weight,
+            prompts={
+                "query": prompts.query if c.prompts.query is None else c.prompts.query,
+                "document": prompts.document if c.prompts.document is None else c.prompts.document,
+            },
+        )
+        for c in content.evaluation.collections
+    )
+
+
+def grouping(parsed: ParsedStudy) -> Grouping:
+    """How the study file divides the model."""
+    entry = parsed.content.merge.groups
+    return Grouping(
+        segments=entry.segments,
+        boundaries=None if entry.boundaries is None else tuple(entry.boundaries),
+        per_layer=entry.per_layer,
+        embeddings=entry.embeddings,
+        final_norm=entry.final_norm,
+        pooler=entry.pooler,
+    )
+
+
+def encoding_files(folder: Path) -> dict[str, str]:
+    """SHA-256 by name of the files that say how a template tokenises, prompts, pools, projects and normalises.
+
+    These are its small files, the whole folders of further sentence-transformers modules with their weights,
+    and all Python files where the template names code of its own. The transformer's `config.json` and weights
+    are not among them: they are part of a source's content hash.
+    """
+    modules = _json(folder / "modules.json")
+    listed = [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
+    further = [folder / str(m["path"]) for m in listed if m.get("path")]
+    whole = {f for f in further if f.resolve() != model_folder(folder).resolve()}
+    code = any(not str(m.get("type", "")).startswith("sentence_transformers.") for m in listed) or _names_code(folder)
+
+    def matters(file: Path) -> bool:
+        name = file.relative_to(folder).as_posix()
+        if name in _NOT_ENCODING or name.startswith(".") or not file.is_file():
+            return False
+        if not whole.isdisjoint(file.parents) or (code and file.suffix == ".py"):
+            return True
+        return file.suffix in (".json", ".txt", ".model") and not name.endswith(".index.json")
+
+    return {f.relative_to(folder).as_posix(): _sha256(f) for f in sorted(folder.rglob("*")) if matters(f)}
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether configurations map classes to Python files, which trusted templates are loaded with."""
+    configs = [_json(file) for file in {*folder.glob("*config.json"), *model_folder(folder).glob("*config.json")}]
+    return any(isinstance(config, dict) and "auto_map" in config for config in configs)
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):  # whoever reads it for its content reports it
+        return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

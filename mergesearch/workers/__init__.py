@@ -1,0 +1,1 @@
+"""Who evaluates trials: `TrialEvaluator`, run in this process or as Ray actors."""

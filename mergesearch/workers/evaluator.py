@@ -1,0 +1,260 @@
+"""`TrialEvaluator`: recipe in, scores out. A plain class that knows neither the study file, nor Optuna, nor Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergesearch.errors import CollectionError, EvaluationError, MergeError, MergesearchError
+from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.encoder import Encoder, open_encoder
+from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.merging.resident import ResidentMerger
+from mergesearch.recipe import MergeRecipe
+from mergesearch.sources.alignment import align
+from mergesearch.sources.cache import cache_dir
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.layout import read_layout
+from mergesearch.sources.weights import read_tensors
+from mergesearch.workers.pool import Outcome, Task
+
+logger = logging.getLogger(__name__)
+
+LARGE_CORPUS = 500_000
+"""Documents from which on token ids are kept on disk: about a gigabyte of them, and once per worker."""
+
+BatchProgress = Callable[[int, int], None]
+"""Called with (batches encoded, batches of the trial)."""
+
+
+@dataclass(frozen=True)
+class CollectionSpec:
+    """Where a collection comes from and which part of it is read.
+
+    Attributes:
+        name: what results call it.
+        format: a name in the registry of collection formats.
+        options: the format's own options.
+        split: which queries are judged.
+        relative_to: what relative paths in the options start from.
+        queries: size of the query sample; None for all.
+        pool_negatives: BM25 negatives per query in a reduced corpus; None for the whole corpus.
+        seed: where sampling starts from.
+        weight: share in a trial's value.
+        prompts: `query` and `document` prompts; None where the template's own is used.
+    """
+
+    name: str
+    format: str
+    options: Mapping[str, Any]
+    split: str
+    relative_to: Path
+    queries: int | None = None
+    pool_negatives: int | None = None
+    seed: int = 0
+    weight: float = 1.0
+    prompts: Mapping[str, str | None] = field(default_factory=dict)
+
+    def load(self) -> Collection:
+        """Read the collection, sample its queries, pool its corpus. Deterministic.
+
+        Raises:
+            CollectionError: listing everything that is wrong with it.
+        """
+        collection = load_collection(
+            self.format, self.options, name=self.name, split=self.split, relative_to=self.relative_to
+        )
+        if self.queries is not None:
+            collection = collection.sample_queries(self.queries, self.seed)
+        if self.pool_negatives is not None:
+            collection = collection.with_pool(self.pool_negatives, self.seed)
+        return collection
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How merges are encoded and scored; see the study file's `evaluation` and `workers`."""
+
+    metric: str = "ndcg@10"
+    max_query_length: int | None = None
+    max_document_length: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    similarity: str | None = None
+    append_eos: bool | None = None
+    dtype: str = "float32"
+    batch_tokens: int = 2048
+    search: str = "torch"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EvaluatorSpec:
+    """All that a worker needs to evaluate recipes; small and picklable, it holds no weights and no text.
+
+    Attributes:
+        folders: source name to its folder on this machine.
+        template: the source that the resident model is built from.
+        merged_places: source name to the places of the model that some recipe may take from it.
+        collections: what trials are scored on.
+        evaluation: how.
+        threads: CPU threads of the worker.
+        trusted: sources whose own Python code may be run.
+    """
+
+    folders: Mapping[str, Path]
+    template: str
+    merged_places: Mapping[str, frozenset[str]]
+    collections: tuple[CollectionSpec, ...]
+    evaluation: EvaluationSettings = EvaluationSettings()
+    threads: int = 1
+    trusted: frozenset[str] = frozenset()
+
+
+class TrialEvaluator:
+    """Holds the sources and one model resident and evaluates one recipe after the other.
+
+    Not safe for use from several threads: the one model is overwritten by every recipe.
+
+    Raises:
+        SourceError: a source cannot be read or holds NaN.
+        CollectionError: a collection cannot be read.
+    """
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        torch.set_num_threads(spec.threads)
+        self.spec = spec
+        self.encoder, self.merger = open_merger(spec)
+        self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+
+    def evaluate(
+        self,
+        recipe: MergeRecipe,
+        progress: BatchProgress | None = None,
+        *,
+        worker: str = "local",
+        keep_runs: bool = False,
+    ) -> TrialResult:
+        """Build the merge in place and score it on every collection.
+
+        Raises:
+            MergeError: the recipe's coefficients build no merge.
+            EvaluationError: the merge's embeddings cannot be scored.
+        """
+        started = time.perf_counter()
+        self.merger.apply(recipe)
+        merged = time.perf_counter() - started
+        result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
+        return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker)
+
+
+def attempt(evaluator: TrialEvaluator, task: Task, worker: str, progress: BatchProgress | None = None) -> Outcome:
+    """Evaluate a task; whatever goes wrong becomes its reason, so that the next task is not lost with it."""
+    try:
+        return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker))
+    except MergeError as error:
+        return Outcome(task, worker, failure=str(error), recipe_at_fault=True)
+    except EvaluationError as error:
+        # Embeddings of NaN are the recipe's fault; what follows from another error (memory is full) is not.
+        return Outcome(task, worker, failure=str(error), recipe_at_fault=error.__cause__ is None)
+    except MergesearchError as error:
+        return Outcome(task, worker, failure=str(error))
+    except Exception as error:
+        logger.exception("trial %d failed", task.number)
+        return Outcome(task, worker, failure=f"{type(error).__name__}: {error}")
+
+
+def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
+    """Load the template as the resident model, and of every source what recipes may need."""
+    settings = spec.evaluation
+    trusted = spec.template in spec.trusted
+    encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted)
+    layout = read_layout(spec.folders[spec.template], trust_remote_code=trusted)
+    places = {name: parameter.place for name, parameter in layout.parameters.items()}
+    sources = {}
+    for name, folder in spec.folders.items():
+        checkpoint = Checkpoint.open(name, folder)
+        wanted = spec.merged_places.get(name, frozenset())
+        names = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
+        sources[name] = read_tensors(checkpoint, names, device=settings.device)
+    return encoder, ResidentMerger(encoder.parameters, sources, places)
+
+
+def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False) -> Encoder:
+    """Load a retriever as a study's `evaluation` says."""
+    lengths = (settings.max_query_length, settings.max_document_length)
+    return open_encoder(
+        folder,
+        dtype=settings.dtype,
+        device=settings.device,
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        similarity=settings.similarity,
+        # Plans cut each kind of text to its own length; this one stands in for a length that no file states.
+        max_length=max(n for n in lengths if n is not None) if None not in lengths else None,
+        append_eos=settings.append_eos,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def build_retrieval(
+    encoder: Encoder, collections: Sequence[CollectionSpec], settings: EvaluationSettings
+) -> RetrievalEvaluator:
+    """Tokenise every collection once and plan its batches."""
+    weighted = [
+        WeightedCollection(
+            c.load(),
+            weight=c.weight,
+            query_prompt=c.prompts.get("query"),
+            document_prompt=c.prompts.get("document"),
+        )
+        for c in collections
+    ]
+    with _token_store(weighted) as store:
+        return RetrievalEvaluator(
+            encoder,
+            weighted,
+            metric=settings.metric,
+            batch_tokens=settings.batch_tokens,
+            max_query_length=settings.max_query_length,
+            max_document_length=settings.max_document_length,
+            backend=settings.search,
+            store=store,
+        )
+
+
+@contextmanager
+def _token_store(collections: Sequence[WeightedCollection]) -> Iterator[Path | None]:
+    """A private folder for the token ids of large corpora, beside other files that can be made again.
+
+    It is gone as soon as the evaluator is made: the file in it has lost its name by then and lives as long as
+    it is mapped, so nothing is left behind however the process ends.
+    """
+    if all(len(c.collection.doc_ids) <= LARGE_CORPUS for c in collections):
+        yield None
+        return
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="tokens-", dir=cache_dir())
+    except OSError as error:
+        problem = f"token ids of large corpora need a folder on disk: {error}. Name another: MERGESEARCH_CACHE=FOLDER"
+        raise CollectionError([problem]) from error
+    with folder as path:
+        yield Path(path)
+
+
+def default_threads(workers: int) -> int:
+    """CPU threads for each of `workers` on this machine, so that they do not fight over cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)

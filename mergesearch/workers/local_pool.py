@@ -1,0 +1,51 @@
+"""One worker in this process: the simplest pool, and the one that shows progress within a trial."""
+
+from __future__ import annotations
+
+import logging
+
+from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, TrialEvaluator, attempt
+from mergesearch.workers.pool import Outcome, Task, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+
+class LocalPool(WorkerPool):
+    """Evaluates in the calling thread, during `wait`."""
+
+    def __init__(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
+        self._evaluator: TrialEvaluator | None = TrialEvaluator(spec)
+        self._progress = progress
+        self._task: Task | None = None
+
+    @property
+    def free(self) -> int:
+        """One while no task waits."""
+        return 0 if self._task else 1
+
+    def submit(self, task: Task) -> str:
+        """Keep the task for the next `wait`."""
+        assert self._task is None
+        self._task = task
+        return "local"
+
+    def wait(self) -> list[Outcome]:
+        """Evaluate the submitted task."""
+        assert self._task is not None
+        assert self._evaluator is not None
+        task, self._task = self._task, None
+        return [attempt(self._evaluator, task, "local", self._show)]
+
+    def close(self) -> None:
+        """Drop the evaluator and with it the weights."""
+        self._evaluator = self._task = None
+
+    def _show(self, done: int, total: int) -> None:
+        """Report progress; a display that fails does not fail the trial, it is not asked again."""
+        if self._progress is None:
+            return
+        try:
+            self._progress(done, total)
+        except Exception:
+            logger.exception("progress within trials cannot be shown any more")
+            self._progress = None

@@ -1,0 +1,81 @@
+"""The interface between the controller and whoever evaluates trials."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.recipe import MergeRecipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """One logical trial to evaluate; `number` is the trial's number in the study."""
+
+    number: int
+    recipe: MergeRecipe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a result, or a failure with its reason.
+
+    Attributes:
+        task: what was asked for.
+        worker: who worked on it.
+        result: the scores; None when the task failed.
+        failure: why there is no result.
+        worker_died: the failure says nothing about the recipe: another worker may succeed.
+        recipe_at_fault: the coefficients build no merge, or one that cannot be scored. Every worker would find
+            the same, and other recipes may do well.
+    """
+
+    task: Task
+    worker: str
+    result: TrialResult | None = None
+    failure: str | None = None
+    worker_died: bool = False
+    recipe_at_fault: bool = False
+
+
+class WorkerPool(ABC):
+    """Workers that evaluate tasks. Their number may change while the pool is open: workers die and are rebuilt.
+
+    A caller may submit a task whenever `free` is positive, and calls `wait` when it has nothing to submit. Every
+    submitted task comes back from `wait` exactly once, as a result or as a failure, unless the pool is closed
+    first or `wait` raises. A pool is used from one thread; it never touches the study database.
+    """
+
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """How many further tasks can be submitted now."""
+
+    @abstractmethod
+    def submit(self, task: Task) -> str:
+        """Give a task to a free worker; returns the worker's name."""
+
+    @abstractmethod
+    def wait(self) -> list[Outcome]:
+        """Block until a submitted task has an outcome, or until a worker that was rebuilt is free.
+
+        Called while a task is out or `free` is 0. An empty list means that `free` has grown.
+
+        Raises:
+            WorkerError: the last worker is lost and cannot be replaced.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up unfinished tasks and free all memory; harmless when called again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,128 @@
+"""Small search spaces, toy objectives and a toy driver for tests of strategies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from mergesearch.search.dimension import Dimension
+from mergesearch.search.points import Binding, Params, SearchSpace
+from mergesearch.search.registry import STRATEGIES, Strategy
+from mergesearch.search.strategy import PROPOSAL_ATTR
+
+
+def make_space(*dimensions: Dimension) -> SearchSpace:
+    """A space whose coefficients are its parameters, in one group."""
+
+    def setting(name: str) -> Callable[[float], Mapping[str, float]]:
+        return lambda value: {name: value}
+
+    bindings = tuple(Binding(d.name, ("all",), setting(d.name)) for d in dimensions)
+    return SearchSpace(dimensions, ("all",), {"all": {}}, bindings)
+
+
+SPACES: dict[str, SearchSpace] = {
+    "one": make_space(Dimension("x", 0.0, 1.0)),
+    "three": make_space(*[Dimension(f"x{i}", -1.0, 1.0) for i in range(3)]),
+    "steps": make_space(Dimension("x", 0.0, 1.0, step=0.05), Dimension("y", 0.1, 0.7, step=0.1)),
+    "few": make_space(
+        Dimension.of_values("x", (0.0, 0.25, 0.5, 0.75, 1.0)), Dimension.of_values("y", (1.0, 3.0, 10.0))
+    ),
+    "mixed": make_space(
+        Dimension("log", 1e-3, 10.0, log=True),
+        Dimension.of_values("uneven", (0.0, 0.1, 0.5, 3.0)),
+        Dimension("point", 0.3, 0.3),
+        Dimension("step", 0.0, 1.0, step=0.25),
+        Dimension.of_values("value", (2.0,)),
+    ),
+    "log": make_space(Dimension("x", 0.01, 100.0, log=True)),
+    "point": make_space(Dimension("x", 0.5, 0.5), Dimension.of_values("y", (7.0,))),
+}
+
+
+def make_strategy(name: str, space: SearchSpace, seed: int = 0, **options: Any) -> Strategy:
+    """A strategy with options that make it leave its start-up phase within a short test."""
+    short: dict[str, dict[str, Any]] = {
+        "tpe": {"n_startup_trials": 4},
+        "gp": {"n_startup_trials": 3},
+        "grid": {"points": 4},
+        "evolution": {"population_size": 4},
+    }
+    chosen = STRATEGIES[name]
+    return chosen(space, chosen.Options(**{**short.get(name, {}), **options}), seed)
+
+
+def make_trial(
+    number: int,
+    space: SearchSpace,
+    params: Mapping[str, float],
+    state: TrialState = TrialState.COMPLETE,
+    value: float | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> FrozenTrial:
+    """A trial as a storage would show it."""
+    distributions = {k: v for k, v in space.distributions().items() if k in params}
+    user_attrs = {} if attrs is None else {PROPOSAL_ATTR: dict(attrs)}
+    trial = create_trial(
+        state=state, value=value, params=dict(params), distributions=distributions, user_attrs=user_attrs
+    )
+    trial.number = number
+    return trial
+
+
+def quadratic(space: SearchSpace) -> Callable[[Params], float]:
+    """A bowl with its top at 70% of every range; the best value is 0."""
+    return lambda params: -sum((d.to_unit(params[d.name]) - 0.7) ** 2 for d in space.dimensions)
+
+
+def drive(
+    strategy: Strategy, n_trials: int, objective: Callable[[Params], float], history: Sequence[FrozenTrial] = ()
+) -> list[FrozenTrial]:
+    """One worker that never fails. Returns the whole history."""
+    trials = list(history)
+    while len(trials) < n_trials and not strategy.exhausted(trials):
+        proposal = strategy.propose(trials, len(trials))
+        assert proposal is not None, "nothing is in flight, so there is nothing to wait for"
+        value = objective(proposal.params)
+        trials.append(make_trial(len(trials), strategy.space, proposal.params, value=value, attrs=proposal.attrs))
+    return trials
+
+
+def drive_in_parallel(
+    strategy: Strategy,
+    n_trials: int,
+    objective: Callable[[Params], float],
+    *,
+    workers: int,
+    failing: float = 0.0,
+    seed: int = 0,
+    history: Sequence[FrozenTrial] = (),
+) -> list[FrozenTrial]:
+    """Several workers that finish in random order and fail at random. Ends with nothing in flight."""
+    rng = random.Random(seed)
+    trials = list(history)
+    flying = [t.number for t in trials if t.state == TrialState.RUNNING]
+    while True:
+        done = len(trials) >= n_trials or strategy.exhausted(trials)
+        proposal = None if done or len(flying) >= workers else strategy.propose(trials, len(trials))
+        if proposal is not None:
+            flying.append(len(trials))
+            running = make_trial(len(trials), strategy.space, proposal.params, TrialState.RUNNING, attrs=proposal.attrs)
+            trials.append(running)
+        elif flying:
+            number = flying.pop(rng.randrange(len(flying)))
+            old = trials[number]
+            state, value = TrialState.COMPLETE, None
+            if rng.random() < failing:
+                state = TrialState.FAIL
+            else:
+                value = objective(old.params)
+            attrs = old.user_attrs.get(PROPOSAL_ATTR)
+            trials[number] = make_trial(number, strategy.space, old.params, state, value, attrs)
+        elif done or strategy.exhausted(trials):
+            return trials
+        else:
+            raise AssertionError("a strategy waits although nothing is in flight")

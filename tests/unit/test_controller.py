@@ -1,0 +1,474 @@
+"""The controller against a real database and workers that do what a script says.
+
+Whatever happens to workers, every trial ends once, no merge is evaluated twice, and the budget is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from mergesearch import controller
+from mergesearch.controller import (
+    ALLOWED_INTERRUPTIONS,
+    LABEL_CHARACTERS,
+    MAX_FAILURES_IN_A_ROW,
+    Controller,
+    Listener,
+    Summary,
+)
+from mergesearch.errors import WorkerError
+from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.search.strategy import Proposal, Strategy
+from mergesearch.session import open_store
+from mergesearch.storage.store import StudyStore
+from mergesearch.study import Study, resolve
+from mergesearch.study_file import parse_study
+from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from tests.tiny_studies import TinyStudy, copy_study, make_study
+
+QUERIES = ("q1", "q2", "q3")
+Script = Callable[[Task, int], Outcome]
+
+
+def scored(task: Task, _attempt: int) -> Outcome:
+    """Scores that depend on the recipe alone."""
+    seed = int(hashlib.sha256(task.recipe.fingerprint.encode()).hexdigest()[:8], 16)
+    scores = CollectionScores("made", "ndcg@10", QUERIES, np.random.default_rng(seed).random(3))
+    return Outcome(task, "scripted", TrialResult((scores,), {"encode": 0.1}, 10, worker="scripted"))
+
+
+def failing(task: Task, _attempt: int) -> Outcome:
+    return Outcome(task, "scripted", failure="the disk is gone")
+
+
+def dying(task: Task, attempt: int) -> Outcome:
+    return Outcome(task, "scripted", failure=f"killed by signal 9, time {attempt}", worker_died=True)
+
+
+class ScriptedPool(WorkerPool):
+    """Workers that answer in a random order with what `script` says; one that dies is away for a while.
+
+    It checks what the controller owes a pool: no more tasks than `free`, and no merge held twice.
+    """
+
+    def __init__(self, workers: int = 1, script: Script = scored, *, seed: int = 0) -> None:
+        self.workers, self.script = workers, script
+        self.tasks: list[Task] = []
+        self.attempts: Counter[int] = Counter()
+        self.evaluated: list[str] = []
+        self._away = 0
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def free(self) -> int:
+        return self.workers - self._away - len(self.tasks)
+
+    def submit(self, task: Task) -> str:
+        assert self.free > 0
+        assert task.recipe.fingerprint not in {t.recipe.fingerprint for t in self.tasks}
+        self.tasks.append(task)
+        self.attempts[task.number] += 1
+        return "scripted"
+
+    def wait(self) -> list[Outcome]:
+        assert self.tasks or self._away, "nothing can ever happen"
+        if self._away and (not self.tasks or self._rng.random() < 0.5):
+            self._away -= 1
+            return []
+        task = self.tasks.pop(int(self._rng.integers(len(self.tasks))))
+        outcome = self.script(task, self.attempts[task.number])
+        if outcome.worker_died:
+            self._away += 1
+        elif outcome.result is not None:
+            self.evaluated.append(task.recipe.fingerprint)
+        return [outcome]
+
+    def close(self) -> None:
+        self.tasks.clear()
+
+
+class Diary(Listener):
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def recorded(self, finished: int) -> None:
+        self.heard.append(("recorded", finished))
+
+    def started(self, number: int, label: str) -> None:
+        self.heard.append(("started", number))
+
+    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
+        self.heard.append(("finished", number, result.value, new_best))
+
+    def reused(self, number: int, label: str, value: float, original: int) -> None:
+        self.heard.append(("reused", number, value, original))
+
+    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
+        self.heard.append(("failed", number, reason, retried))
+
+
+class Broken(Diary):
+    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
+        raise BrokenPipeError("nobody reads this")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@dataclass
+class Bench:
+    """A study, a database of its own, and calls that drive it."""
+
+    study: Study
+    url: str
+
+    def with_search(self, **search: Any) -> Bench:
+        content = self.study.parsed.content
+        changed = content.model_copy(update={"search": type(content.search)(**search)})
+        return Bench(resolve(replace(self.study.parsed, content=changed)), self.url)
+
+    def drive(self, pool: WorkerPool, listener: Diary | None = None) -> Summary:
+        with open_store(self.study, self.url) as store:
+            return Controller(self.study, store, pool, listener or Diary()).run()
+
+    def table(self) -> list[tuple[Any, ...]]:
+        with self.store() as store:
+            return [(t.number, t.state.name, t.params, t.value) for t in store.trials()]
+
+    def store(self) -> StudyStore:
+        """The database as a reader sees it."""
+        return StudyStore.open(self.url, self.study.name, None, exclusive=False)
+
+
+@pytest.fixture
+def bench(tiny: TinyStudy, tmp_path: Path) -> Bench:
+    return Bench(resolve(parse_study(tiny.file)), f"sqlite:///{tmp_path}/study.db")
+
+
+def check_ended(bench: Bench, pool: ScriptedPool) -> None:
+    """What holds after every run: all trials have one end, no merge was scored twice, nothing is left."""
+    with bench.store() as store:
+        trials = store.trials()
+        assert store.unfinished() == []
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert all(t.state.is_finished() for t in trials)
+    assert len(set(pool.evaluated)) == len(pool.evaluated)
+    assert pool.tasks == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_evaluated_recipes_count_and_anchors_are_among_them(bench: Bench, workers: int) -> None:
+    bench = bench.with_search(strategy="random", trials=6)
+    pool, diary = ScriptedPool(workers), Diary()
+    summary = bench.drive(pool, diary)
+    check_ended(bench, pool)
+    assert len(pool.evaluated) == summary.evaluated == 6
+    assert summary.reason == "all 6 trials are done"
+    with bench.store() as store:
+        anchors = {t.user_attrs.get("anchor") for t in store.trials()[:3]}
+    assert anchors == {"domain's layers", "retriever alone", "uniform average"}
+    assert [h for h in diary.heard if h[0] == "recorded"] == [("recorded", 0)]
+    again = bench.drive(ScriptedPool(script=failing))
+    assert (again.evaluated, again.failed) == (0, 0)
+
+
+def test_a_budget_smaller_than_what_is_enqueued_is_kept_and_the_rest_comes_first_later(bench: Bench) -> None:
+    small = bench.with_search(strategy="random", trials=2)
+    small.drive(ScriptedPool())
+    assert len(small.table()) == 2
+    larger = bench.with_search(strategy="random", trials=4)
+    larger.drive(ScriptedPool())
+    with larger.store() as store:
+        anchors = [t.user_attrs.get("anchor") for t in store.trials()]
+    assert None not in anchors[:3]
+    assert anchors[3:] == [None]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "grid"},
+        {"name": "random"},
+        {"name": "tpe", "n_startup_trials": 3},
+        {"name": "cmaes", "population_size": 4},
+        {"name": "evolution", "population_size": 4},
+    ],
+    ids=lambda s: s["name"],
+)
+def test_every_trial_ends_once_whatever_fails(bench: Bench, strategy: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+
+    def script(task: Task, attempt: int) -> Outcome:
+        fate = rng.random()
+        return dying(task, attempt) if fate < 0.2 else failing(task, attempt) if fate < 0.3 else scored(task, attempt)
+
+    bench = bench.with_search(strategy=strategy, trials=9, retries=1)
+    pool = ScriptedPool(3, script)
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    states = Counter(state for _, state, _, _ in bench.table())
+    assert states["COMPLETE"] == summary.evaluated + summary.reused
+    assert states["FAIL"] == summary.failed
+    assert all(n <= 2 for n in pool.attempts.values())
+    assert summary.evaluated == 9 or "exhausted" in summary.reason
+
+
+def test_a_grid_ends_with_every_point_although_many_build_no_merge(bench: Bench) -> None:
+    def script(task: Task, attempt: int) -> Outcome:
+        first = task.recipe.groups[1].coefficients["weight"]
+        if first["domain"] == 0 and first["retriever"] == 1:  # a third of the grid, one after the other
+            return Outcome(task, "scripted", failure="weights sum to zero", recipe_at_fault=True)
+        return scored(task, attempt)
+
+    bench = bench.with_search(strategy={"name": "grid"}, enqueue=[])
+    pool = ScriptedPool(script=script)
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    complete = {tuple(p.values()) for _, state, p, _ in bench.table() if state == "COMPLETE"}
+    assert len(complete) == 6
+    assert summary.failed == 3 * 2 > MAX_FAILURES_IN_A_ROW
+
+
+def test_a_grid_ends_with_every_point_although_none_can_be_scored(bench: Bench) -> None:
+    """Once as workers report it, once as the database finds it in the scores."""
+
+    def script(task: Task, attempt: int) -> Outcome:
+        good = scored(task, attempt)
+        if attempt % 2 or good.result is None:
+            return Outcome(task, "scripted", failure="embeddings hold NaN", recipe_at_fault=True)
+        broken = replace(good.result.collections[0], scores=np.full(3, np.nan))
+        return replace(good, result=replace(good.result, collections=(broken,)))
+
+    bench = bench.with_search(strategy={"name": "grid"}, enqueue=[])
+    pool = ScriptedPool(script=script)
+    pool.attempts.update(range(0, 100, 2))
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    assert len({tuple(p.values()) for _, _, p, _ in bench.table()}) == 9
+    assert (summary.failed, summary.evaluated) == (9 * 2, 0)
+
+
+def anchor_trials(bench: Bench) -> list[tuple[str, str]]:
+    with bench.store() as store:
+        return [(t.user_attrs["anchor"], t.state.name) for t in store.trials() if "anchor" in t.user_attrs]
+
+
+def test_anchors_that_failed_with_everything_else_are_evaluated_when_the_study_goes_on(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=5)
+    with pytest.raises(WorkerError, match="the disk is gone"):
+        bench.drive(ScriptedPool(script=failing))
+    names = [name for name, _ in anchor_trials(bench)]
+    assert len(names) == 3
+    pool = ScriptedPool()
+    assert bench.drive(pool).evaluated == 5
+    check_ended(bench, pool)
+    assert anchor_trials(bench) == [*((n, "FAIL") for n in names), *((n, "COMPLETE") for n in names)]
+    assert bench.drive(ScriptedPool(script=failing)).failed == 0
+
+
+def test_an_anchor_that_can_get_no_score_is_given_up(bench: Bench) -> None:
+    def script(task: Task, attempt: int) -> Outcome:
+        if all(g.copy_from or g.coefficients["weight"]["domain"] == 1 for g in task.recipe.groups):
+            return Outcome(task, "scripted", failure="weights sum to zero", recipe_at_fault=True)
+        return scored(task, attempt)
+
+    for trials in (3, 4, 5, 6):
+        bench.with_search(strategy="random", trials=trials).drive(ScriptedPool(script=script))
+    assert Counter(anchor_trials(bench)) == {
+        ("retriever alone", "COMPLETE"): 1,
+        ("uniform average", "COMPLETE"): 1,
+        ("domain's layers", "FAIL"): 2,
+    }
+
+
+def test_enqueued_points_are_told_apart_by_their_recipes_and_not_by_their_names(
+    tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copy_study(tiny, tmp_path / "study").change("merge", "coefficients", "alpha", to={"low": 0, "high": 1})
+    points = [{"alpha.segment_1": v, "alpha.segment_2": v} for v in (0.5, 0.5 + 1e-8)]
+    own.change("search", to={"strategy": "random", "trials": 4, "enqueue": points})
+    bench = Bench(resolve(parse_study(own.file)), own.storage)
+    shown = [a.name for a in bench.study.anchors()]
+    assert len(shown) == 2
+    assert shown[0] == shown[1]
+    monkeypatch.setattr("mergesearch.study._point_name", lambda params: "x" * 999)
+    bench.drive(ScriptedPool())
+    assert anchor_trials(bench) == [("x" * LABEL_CHARACTERS, "COMPLETE")] * 2
+    with bench.store() as store:
+        trials = store.trials()
+    assert all(len(t.user_attrs["label"]) <= LABEL_CHARACTERS for t in trials)
+    assert trials[0].value != trials[1].value
+
+
+def test_a_dead_workers_trial_goes_to_another_worker_and_ends_once(bench: Bench) -> None:
+    bench = bench.with_search(strategy="grid", retries=2)
+    pool, diary = ScriptedPool(2, lambda t, n: dying(t, n) if t.number == 1 and n < 3 else scored(t, n)), Diary()
+    bench.drive(pool, diary)
+    check_ended(bench, pool)
+    assert pool.attempts[1] == 3
+    assert [h[3] for h in diary.heard if h[0] == "failed"] == [True, True]
+    assert all(state == "COMPLETE" for _, state, _, _ in bench.table())
+
+
+def test_a_trial_that_kills_its_workers_fails_with_what_was_seen(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=4, retries=1)
+    pool = ScriptedPool(1, lambda t, n: dying(t, n) if t.number == 0 else scored(t, n))
+    bench.drive(pool)
+    check_ended(bench, pool)
+    with bench.store() as store:
+        reason = store.trials()[0].user_attrs["failure"]
+    assert [state for _, state, _, _ in bench.table()] == ["FAIL", *["COMPLETE"] * 4]
+    assert "2 workers died" in reason
+    assert "signal 9, time 1" in reason
+    assert "signal 9, time 2" in reason
+
+
+def test_a_study_whose_trials_all_fail_stops_and_can_be_gone_on_with(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=4)
+    with pytest.raises(WorkerError, match="the disk is gone"):
+        bench.drive(ScriptedPool(2, failing))
+    pool = ScriptedPool(2)
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    states = Counter(state for _, state, _, _ in bench.table())
+    assert (states["FAIL"], states["COMPLETE"]) == (MAX_FAILURES_IN_A_ROW, 4)
+    assert summary.adopted == 1  # the other worker's
+
+
+def test_scores_that_are_no_numbers_fail_the_trial(bench: Bench) -> None:
+    def script(task: Task, attempt: int) -> Outcome:
+        good = scored(task, attempt)
+        if task.number != 1 or good.result is None:
+            return good
+        broken = replace(good.result.collections[0], scores=np.array([0.1, np.nan, 0.2]))
+        return replace(good, result=replace(good.result, collections=(broken,)))
+
+    bench = bench.with_search(strategy="random", trials=3)
+    bench.drive(ScriptedPool(script=script))
+    states = [state for _, state, _, _ in bench.table()]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_listener_that_raises_changes_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench = bench.with_search(strategy="random", trials=4)
+    assert bench.drive(ScriptedPool(), Broken()).evaluated == 4
+    assert "BrokenPipeError" in caplog.text
+
+
+def test_no_trial_starts_after_the_minutes_but_adopted_ones_end(bench: Bench) -> None:
+    def interrupted(task: Task, attempt: int) -> Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.with_search(strategy="random", trials=5).drive(ScriptedPool(2, interrupted))
+    bench = bench.with_search(strategy="random", minutes=1e-9)
+    pool = ScriptedPool(2)
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    assert (summary.adopted, summary.evaluated) == (2, 2)
+    assert "minutes" in summary.reason
+
+
+@pytest.mark.parametrize("strategy", ["grid", "cmaes"])
+def test_interrupted_anywhere_the_study_becomes_what_it_would_have_been(
+    bench: Bench, tmp_path: Path, strategy: str
+) -> None:
+    bench = bench.with_search(strategy=strategy, trials=8)
+    bench.drive(ScriptedPool())
+    elsewhere = Bench(bench.study, f"sqlite:///{tmp_path}/interrupted.db")
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        left = iter(range(int(rng.integers(1, 4))))
+
+        def script(task: Task, attempt: int, left: Iterator[int] = left) -> Outcome:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return scored(task, attempt)
+
+        with pytest.raises(KeyboardInterrupt):
+            elsewhere.drive(ScriptedPool(script=script))
+    elsewhere.drive(ScriptedPool())
+    assert elsewhere.table() == bench.table()
+
+
+def test_a_trial_that_takes_its_process_along_is_given_up_after_some_resumes(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=4, retries=1)
+
+    def script(task: Task, attempt: int) -> Outcome:
+        if task.number == 1:
+            raise KeyboardInterrupt
+        return scored(task, attempt)
+
+    for _ in range(1 + ALLOWED_INTERRUPTIONS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            bench.drive(ScriptedPool(script=script))
+    pool, diary = ScriptedPool(script=script), Diary()
+    summary = bench.drive(pool, diary)
+    check_ended(bench, pool)
+    assert [state for _, state, _, _ in bench.table()] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert (summary.adopted, summary.failed) == (1, 1)
+    (reason,) = [h[2] for h in diary.heard if h[0] == "failed"]
+    assert "begun 5 times" in reason
+
+
+class Stubborn(Strategy):
+    """Proposes one point for ever, in flight or not."""
+
+    name = "stubborn"
+    title = "always the same"
+
+    def propose(self, history: Any, number: int) -> Proposal:
+        return Proposal(next(self.space.grid()))
+
+
+class StubbornStudy(Study):
+    def strategy(self) -> Strategy:
+        return Stubborn(self.space, None, 0)  # type: ignore[arg-type]
+
+
+def test_a_recipe_in_flight_is_waited_for_and_known_ones_cost_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "MAX_FRUITLESS_IN_A_ROW", 5)
+    study = bench.with_search(strategy="random", trials=5, enqueue=[]).study
+    bench = Bench(StubbornStudy(**vars(study)), bench.url)
+    pool = ScriptedPool(3)
+    summary = bench.drive(pool)
+    check_ended(bench, pool)
+    assert len(pool.evaluated) == 1
+    assert summary.reused == 5
+    assert "known before" in summary.reason
+    assert len({value for _, _, _, value in bench.table()}) == 1
+    with bench.store() as store:
+        assert {t.user_attrs["duplicate_of"] for t in store.trials()[1:]} == {0}
+        assert all(t.state == TrialState.COMPLETE for t in store.trials())
+
+
+def test_what_another_program_ended_stays_as_it_is(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=3)
+    with open_store(bench.study, bench.url) as store:
+
+        def script(task: Task, attempt: int) -> Outcome:
+            if task.number == 1:
+                store.study._storage.set_trial_state_values(store.study.trials[1]._trial_id, TrialState.FAIL)
+            return scored(task, attempt)
+
+        diary = Diary()
+        summary = Controller(bench.study, store, ScriptedPool(script=script), diary).run()
+        assert summary.evaluated == 3
+        assert store.trials()[1].state == TrialState.FAIL
+        assert store.late_results(1)
+    assert ("failed", 1, "was ended by another program", False) in diary.heard

