@@ -149,8 +149,8 @@ class Study:
 
     def sources_alone(self) -> dict[str, Coefficients]:
         """Coefficients that give each source alone, for the sources that the method can give alone."""
-        base, sources = self.parsed.content.merge.base, self.merged_sources
-        found = {s: self.method.coefficients_for_source(s, sources, base=base) for s in self.folders}
+        merge, sources = self.parsed.content.merge, self.merged_sources
+        found = {s: self.method.coefficients_for_source(s, sources, merge.base, merge.template) for s in self.folders}
         return {s: self._everywhere(c) for s, c in found.items() if c is not None}
 
     def uniform_average(self) -> Coefficients | None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.kernel import Site, Tensors, Workspace
+from mergesearch.merging.kernel import Part, Site, Workspace
+from mergesearch.merging.statistics import Statistics
 from mergesearch.recipe import CoefficientValue, MergeRecipe
 
 Coefficients = Mapping[str, CoefficientValue]
@@ -102,14 +103,18 @@ class Bound:
 
     Attributes:
         arguments: the kernel's keyword arguments.
-        growth: no element of a result is larger than `growth` times the largest element of the inputs; inf if
-            that cannot be known.
+        factors: what a linear map multiplies each source with, the base last; None for other methods.
         n_buffers: workspace buffers that the kernel took.
     """
 
     arguments: Mapping[str, Any]
-    growth: float
+    factors: tuple[float, ...] | None
     n_buffers: int
+
+    @property
+    def growth(self) -> float:
+        """No element of a result is larger than this many times the largest of the inputs; inf if not known."""
+        return math.inf if self.factors is None else math.fsum(map(abs, self.factors))
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,14 @@ class MergeMethod:
         takes_base: a base may be named.
         min_sources: fewest sources, base left out.
         max_sources: most sources, base left out; None for any number.
-        elementwise: the kernel may be called on flat chunks.
+        by_rows: parts are blocks of whole rows, not flat.
         properties: the claims of `PROPERTIES` that hold.
         shorthands: ways to write the coefficients as one number.
         kernel: the function itself.
-        wants: which of `tensors`, `base`, `out`, `work` and `site` the kernel asks for.
+        prepare: finds out what the kernel must know of a whole tensor.
+        alone: (index of a source, number of sources) to coefficients that give that source exactly.
+        wants: which of the given words (see `merging/kernel.py`) the kernel asks for.
+        prepare_wants: the coefficients and options that `prepare` asks for.
     """
 
     name: str
@@ -144,23 +152,29 @@ class MergeMethod:
     takes_base: bool
     min_sources: int
     max_sources: int | None
-    elementwise: bool
+    by_rows: bool
     properties: frozenset[str]
     shorthands: Mapping[str, Shorthand]
     kernel: Callable[..., torch.Tensor]
+    prepare: Callable[..., Any] | None
+    alone: Callable[[int, int], dict[str, CoefficientValue]] | None
     wants: frozenset[str]
+    prepare_wants: frozenset[str]
 
-    def merged_sources(self, sources: Iterable[str], base: str | None) -> tuple[str, ...]:
+    def merged_sources(self, sources: Iterable[str], base: str | None, template: str | None) -> tuple[str, ...]:
         """The sources that have coefficients, in the order the kernel sees them.
 
         Symmetric methods see them by name: floating-point sums depend on their order, and a study file whose
-        sources are listed differently should still give the same weights to the bit.
+        sources are listed differently should still give the same weights to the bit. The others see the
+        template first, and then the rest as listed.
         """
         names = [name for name in sources if name != base]
-        return tuple(sorted(names) if "symmetric" in self.properties else names)
+        if "symmetric" in self.properties:
+            return tuple(sorted(names))
+        return tuple(sorted(names, key=lambda name: name != template))
 
     def coefficients_for_source(
-        self, source: str, sources: Sequence[str], base: str | None = None
+        self, source: str, sources: Sequence[str], base: str | None = None, template: str | None = None
     ) -> dict[str, CoefficientValue] | None:
         """Coefficients whose merge is `source` alone, or None if the method has none.
 
@@ -168,22 +182,28 @@ class MergeMethod:
             source: one of `sources`.
             sources: all of them; the base may be among them.
             base: what task vectors are taken from.
+            template: the source that methods which are not symmetric see first.
         """
+        if self.alone is not None and source != base:
+            names = self.merged_sources(sources, base, template)
+            return self._with_defaults(self.alone(names.index(source), len(names)))
         if "one_hot" not in self.properties or (source == base and "zero_task_vectors" not in self.properties):
             return None
-        return self._with_weights({name: float(name == source) for name in self.merged_sources(sources, base)})
+        return self._with_weights({name: float(name == source) for name in sources if name != base})
 
     def uniform(self, sources: Sequence[str], base: str | None = None) -> dict[str, CoefficientValue] | None:
         """Equal weights that sum to 1 and defaults for the rest, or None if the method has no weights."""
-        names = self.merged_sources(sources, base)
+        names = [name for name in sources if name != base]
         return self._with_weights({name: 1 / len(names) for name in names})
 
     def _with_weights(self, weights: Mapping[str, float]) -> dict[str, CoefficientValue] | None:
-        others = [c for c in self.coefficients.values() if c.name != "weight"]
-        if "weight" not in self.coefficients or any(c.default is None for c in others):
+        return self._with_defaults({"weight": dict(weights)}) if "weight" in self.coefficients else None
+
+    def _with_defaults(self, given: Mapping[str, CoefficientValue]) -> dict[str, CoefficientValue] | None:
+        others = [c for c in self.coefficients.values() if c.name not in given]
+        if any(c.default is None for c in others):
             return None
-        rest: dict[str, CoefficientValue] = {c.name: c.default for c in others if c.default is not None}
-        return {"weight": dict(weights), **rest}
+        return {**given, **{c.name: c.default for c in others if c.default is not None}}
 
     def validate(
         self,
@@ -218,7 +238,7 @@ class MergeMethod:
         Raises:
             MergeError: listing everything that is wrong, by group.
         """
-        names = self.merged_sources([source.name for source in recipe.sources], recipe.base)
+        names = self.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
         bound: dict[str, Bound] = {}
         problems: list[str] = []
         if self.needs_base and recipe.base is None:
@@ -288,27 +308,35 @@ class MergeMethod:
     def _rehearse(self, arguments: Mapping[str, Any], n_sources: int) -> Bound:
         """Call the kernel on unit vectors: it sees every coefficient, and nothing is overwritten yet.
 
-        For a linear map the result holds the factor of every input, so that their absolute sum bounds what
-        the merge can make of finite inputs, and merged weights need not be read again to know them finite.
+        For a linear map the result holds the factor of every input. Their absolute sum bounds what the merge can
+        make of finite inputs, so that merged weights need not be read again to know them finite.
         """
-        *tensors, base = torch.eye(n_sources + 1).unbind()
+        shape = (1, n_sources + 1) if self.by_rows else (n_sources + 1,)
+        *tensors, base = torch.eye(n_sources + 1).view(-1, *shape).unbind()
+        part = Part(tensors, base, 0)
         work = Workspace(n_sources + 1, torch.device("cpu"))
-        site = Site(self.name, "rehearsal", tuple(str(i) for i in range(n_sources)), 0, {})
-        result = self.call(arguments, tensors, base, torch.empty(n_sources + 1), work, site)
-        growth = result.double().abs().sum().item() if "linear_map" in self.properties else math.inf
-        return Bound(arguments, growth, work.n_buffers)
+        names = tuple(str(i) for i in range(n_sources))
+        content = {name: name for name in (*names, "base")}
+        site = Site(self.name, "rehearsal", shape, names, "base", 0, lambda: iter([part]), Statistics(), content)
+        prepared = self.prepare_for(site, arguments)
+        result = self.call(arguments, part, torch.empty(shape), work, site, prepared)
+        factors = tuple(result.view(-1).tolist()) if "linear_map" in self.properties else None
+        return Bound(arguments, factors, work.n_buffers)
+
+    def prepare_for(self, site: Site, arguments: Mapping[str, Any]) -> Any:
+        """What the kernel must know of the whole tensor at `site`; None for methods that need nothing."""
+        if self.prepare is None:
+            return None
+        return self.prepare(site=site, **{name: arguments[name] for name in self.prepare_wants})
 
     def call(
-        self,
-        arguments: Mapping[str, Any],
-        tensors: Tensors,
-        base: torch.Tensor | None,
-        out: torch.Tensor,
-        work: Workspace,
-        site: Site,
+        self, arguments: Mapping[str, Any], part: Part, out: torch.Tensor, work: Workspace, site: Site, prepared: Any
     ) -> torch.Tensor:
         """Call the kernel with what its signature asks for; the contract is that of `merging/kernel.py`."""
-        given = {"tensors": tensors, "base": base, "out": out, "work": work, "site": site}
+        given = {
+            "tensors": part.tensors, "base": part.base, "start": part.start,
+            "out": out, "work": work, "site": site, "prepared": prepared,
+        }  # fmt: skip
         return self.kernel(**{name: given[name] for name in self.wants}, **arguments)
 
 

@@ -56,11 +56,7 @@ def resident_bytes(
     base: str | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> ResidentBytes:
-    """What a resident merge holds.
-
-    Exact for elementwise methods when every coefficient is in use. For the others the workspace is a float32
-    copy of the largest tensor for the result and for each input that is not float32; what their
-    kernels allocate on top is theirs.
+    """What a resident merge holds, when every coefficient is in use and no row is longer than a chunk.
 
     Args:
         method: the merge method.
@@ -74,16 +70,14 @@ def resident_bytes(
         inputs = [tensors[name].dtype for tensors in sources.values() if name in tensors]
         if inputs:
             buffers = max(buffers, sum(dtype != torch.float32 for dtype in [tensor.dtype, *inputs]))
-    names = method.merged_sources(sources, base)
+    names = method.merged_sources(sources, base, None)
     uniform = method.uniform(tuple(sources), base)
     if uniform is not None:
         buffers += method.bind(uniform, names, {}).n_buffers
-    largest = max(math.prod(tensor.shape) for tensor in target.values())
-    size = chunk_elements if method.elementwise else max(chunk_elements, largest)
     return ResidentBytes(
         sources=sum(_n_bytes(tensors) for tensors in sources.values()),
         model=_n_bytes(target),
-        workspace=4 * size * buffers,
+        workspace=4 * chunk_elements * buffers,
     )
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mergesearch.recipe import CoefficientValue
+
 __all__ = [
     "METHODS",
     "Doc",
@@ -43,7 +45,7 @@ __all__ = [
 METHODS: dict[str, MergeMethod] = {}
 """Every merge method by name."""
 
-_GIVEN = frozenset({"tensors", "base", "out", "work", "site"})
+_GIVEN = frozenset({"tensors", "base", "out", "work", "site", "start", "prepared"})
 
 
 def get_method(name: str) -> MergeMethod:
@@ -61,7 +63,9 @@ def merge_method(
     *,
     title: str,
     paper: str,
-    elementwise: bool = False,
+    by_rows: bool = False,
+    prepare: Callable[..., Any] | None = None,
+    alone: Callable[[int, int], dict[str, CoefficientValue]] | None = None,
     min_sources: int = 1,
     max_sources: int | None = None,
     properties: Iterable[str] = (),
@@ -72,7 +76,10 @@ def merge_method(
     Args:
         title: the method's name for people.
         paper: URL of what it follows.
-        elementwise: elements do not depend on each other, so that the kernel may be called on flat chunks.
+        by_rows: the kernel sees blocks of whole rows (along the last dimension) and not flat pieces.
+        prepare: takes `site` and coefficients or options by name; the kernel gets its result as `prepared`.
+        alone: (index of a source, number of sources) to the coefficients, without those that have defaults, that
+            give this source exactly; for methods without weights.
         min_sources: fewest sources, base left out.
         max_sources: most sources, base left out; None for any number.
         properties: names in `PROPERTIES`; the conformance suite tests them.
@@ -96,11 +103,14 @@ def merge_method(
             takes_base="base" in parameters,
             min_sources=min_sources,
             max_sources=max_sources,
-            elementwise=elementwise,
+            by_rows=by_rows,
             properties=frozenset(properties),
             shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
             kernel=kernel,
+            prepare=prepare,
+            alone=alone,
             wants=frozenset(parameters) & _GIVEN,
+            prepare_wants=frozenset(inspect.signature(prepare).parameters) - {"site"} if prepare else frozenset(),
         )
         _check(method)
         METHODS[method.name] = method
@@ -140,8 +150,11 @@ def _check(method: MergeMethod) -> None:
     """Refuse declarations that contradict themselves."""
     for name in method.properties - PROPERTIES.keys():
         raise TypeError(unknown(f"property of {method.name}", name, PROPERTIES))
-    if method.elementwise and "site" in method.wants:
-        raise TypeError(f"{method.name}: a kernel that sees chunks cannot know its site; drop elementwise=True")
+    if (method.prepare is not None) != ("prepared" in method.wants):
+        raise TypeError(f"{method.name}: `prepare=` and a parameter `prepared` belong together")
+    declared = {kernel_parameter(name) for name in (*method.coefficients, *method.options)}
+    for name in method.prepare_wants - declared:
+        raise TypeError(unknown(f"coefficient or option that {method.name} prepares with", name, declared))
     if "zero_task_vectors" in method.properties and not method.needs_base:
         raise TypeError(f"{method.name}: task vectors need a base")
     if method.name in METHODS and METHODS[method.name].kernel.__module__ != method.kernel.__module__:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.kernel import Site, Workspace
+from mergesearch.merging.kernel import Part, Site, Workspace
 from mergesearch.merging.registry import get_method
+from mergesearch.merging.statistics import Statistics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mergesearch.merging.method import Bound, MergeMethod
     from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe
 
 Content: TypeAlias = tuple[object, ...]
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements that an elementwise kernel sees at once: many enough to hide the cost of a call, few for a cache."""
+"""Elements that a kernel sees at once: many enough to hide the cost of a call, few for a cache."""
 
 
 class ResidentMerger:
@@ -28,7 +31,7 @@ class ResidentMerger:
 
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
     target is float32, results are written straight into it. Memory beyond sources and target is a few chunks
-    for elementwise methods, and a few copies of the largest tensor for the others (see `merging/plan.py`).
+    (see `merging/plan.py`).
 
     Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
 
@@ -38,7 +41,8 @@ class ResidentMerger:
         sources: source name to its tensors by canonical name, in the dtype they are stored in; only what some
             group needs.
         places: canonical name to the part of the model it belongs to; groups are made of such places.
-        chunk_elements: how many elements an elementwise kernel sees at once.
+        chunk_elements: how many elements a kernel sees at once, unless a single row has more.
+        statistics: folder that keeps what kernels found out about the sources, for later processes.
 
     Raises:
         MergeError: listing tensors that hold NaN or inf, do not have the target's shape, or share its memory.
@@ -51,6 +55,7 @@ class ResidentMerger:
         places: Mapping[str, str],
         *,
         chunk_elements: int = CHUNK_ELEMENTS,
+        statistics: Path | None = None,
     ) -> None:
         self._target = {name: tensor.detach() for name, tensor in target.items()}
         self._sources = {
@@ -63,7 +68,7 @@ class ResidentMerger:
         self._chunk_elements = chunk_elements
         self._device = next(iter(self._target.values())).device
         self._work = Workspace(chunk_elements, self._device)
-        self._memory: dict[Hashable, Any] = {}
+        self._statistics = Statistics(statistics)
         # What decided the content of each place; nothing is known of it after a failure.
         self._content: dict[str, Content] = {}
         # Places that hold what they held when the model was handed over: the template.
@@ -126,28 +131,43 @@ class ResidentMerger:
 
     @torch.no_grad()
     def _merge(self, method: MergeMethod, bound: Bound, group: GroupRecipe, recipe: MergeRecipe) -> None:
-        sources = method.merged_sources([source.name for source in recipe.sources], recipe.base)
-        read = sources if recipe.base is None else (*sources, recipe.base)
+        sources = method.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
+        content = {source.name: source.content_hash for source in recipe.sources}
         for name in self._names(group):
-            site = Site(method.name, name, sources, recipe.seed, self._memory)
-            for view, *stored in self._chunks(method, name, read):
-                self._work.release()
+            whole = self._target[name]
+            stored = [self._sources[source][name] for source in sources]
+            base = None if recipe.base is None else self._sources[recipe.base][name]
+
+            def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:
+                return self._parts(method, stored, base)
+
+            shape, statistics = tuple(whole.shape), self._statistics
+            site = Site(method.name, name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
+            prepared = method.prepare_for(site, bound.arguments)
+            for view, part in zip(self._pieces(method, whole), read(), strict=True):
                 out = view if view.dtype == torch.float32 else self._work.take(view)
-                tensors = [self._as_float32(tensor) for tensor in stored]
-                base = None if recipe.base is None else tensors.pop()
-                result = method.call(bound.arguments, tensors, base, out, self._work, site)
+                result = method.call(bound.arguments, part, out, self._work, site, prepared)
                 if result.shape != view.shape:
                     raise TypeError(f"{method.name} made {result.shape} of {view.shape} in {name}")
                 if result is not view:
                     view.copy_(result)
         self._refuse_non_finite(group, bound.growth)
 
-    def _chunks(self, method: MergeMethod, name: str, sources: Iterable[str]) -> Iterable[tuple[torch.Tensor, ...]]:
-        """Target and sources of one tensor: side by side in flat chunks, or whole."""
-        whole = (self._target[name], *(self._sources[source][name] for source in sources))
-        if not method.elementwise or whole[0].numel() <= self._chunk_elements:
-            return [whole]
-        return zip(*(torch.split(tensor.view(-1), self._chunk_elements) for tensor in whole), strict=True)
+    def _pieces(self, method: MergeMethod, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One tensor in flat pieces, or in blocks of whole rows."""
+        if not method.by_rows:
+            return torch.split(whole.view(-1), self._chunk_elements)
+        columns = whole.shape[-1] if whole.dim() else 1
+        return torch.split(whole.view(-1, columns), max(1, self._chunk_elements // columns))
+
+    def _parts(self, method: MergeMethod, stored: Sequence[torch.Tensor], base: torch.Tensor | None) -> Iterator[Part]:
+        start = 0
+        everything = stored if base is None else (*stored, base)
+        for pieces in zip(*(self._pieces(method, tensor) for tensor in everything), strict=True):
+            self._work.release()
+            tensors = [self._as_float32(piece) for piece in pieces]
+            yield Part(tensors, None if base is None else tensors.pop(), start)
+            start += pieces[0].numel()
 
     def _as_float32(self, stored: torch.Tensor) -> torch.Tensor:
         if stored.dtype == torch.float32 and stored.device == self._device:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-
-from mergesearch.merging.kernel import Site, Workspace
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, MergeRecipe
 from mergesearch.study import Coefficients, Study
@@ -61,15 +58,11 @@ def factors(method: MergeMethod, recipe: MergeRecipe) -> dict[str, dict[str, flo
     Raises:
         MergeError: no merge can be built from the recipe.
     """
-    names = method.merged_sources([s.name for s in recipe.sources], recipe.base)
-    found = {}
-    for group, bound in method.check(recipe).items():
-        *tensors, base = torch.eye(len(names) + 1).unbind()
-        work = Workspace(len(names) + 1, torch.device("cpu"))
-        site = Site(method.name, "distance", names, recipe.seed, {})
-        result = method.call(bound.arguments, tensors, base, torch.empty(len(names) + 1), work, site).tolist()
-        found[group] = dict(zip([*names, recipe.base or ""], result, strict=True))
-    return found
+    names = method.merged_sources([s.name for s in recipe.sources], recipe.base, recipe.template)
+    return {
+        group: dict(zip([*names, recipe.base or ""], bound.factors or (), strict=True))
+        for group, bound in method.check(recipe).items()
+    }
 
 
 def _from_one_hot(weights: Mapping[str, float], source: str) -> float:

@@ -73,6 +73,6 @@ class MethodDeclaration(Protocol):
         """By name."""
 
     def coefficients_for_source(
-        self, source: str, sources: Sequence[str], base: str | None = None
+        self, source: str, sources: Sequence[str], base: str | None = None, template: str | None = None
     ) -> Mapping[str, CoefficientValue] | None:
         """Coefficients whose merge is `source` alone, or None."""

@@ -60,7 +60,7 @@ def build_space(
     builder = _Builder(method, tuple(sources), tuple(groups), template)
     builder.read(config)
     space = builder.finish()
-    alone = method.coefficients_for_source(template, list(sources), base=base)
+    alone = method.coefficients_for_source(template, list(sources), base, template)
     point = space.locate(dict.fromkeys(groups, alone)) if alone is not None else None
     return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
 

@@ -188,7 +188,7 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
         wanted = spec.merged_places.get(name, frozenset())
         names = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
         sources[name] = read_tensors(checkpoint, names, device=settings.device)
-    return encoder, ResidentMerger(encoder.parameters, sources, places)
+    return encoder, ResidentMerger(encoder.parameters, sources, places, statistics=cache_dir() / "statistics")
 
 
 def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False) -> Encoder:

@@ -231,7 +231,7 @@ def test_one_hot_weights_are_that_source(method: MergeMethod, dtype: torch.dtype
     names, base = source_names(method, n_sources)
     sources = make_sources(names, dtype)
     for name in names:
-        anchor = method.coefficients_for_source(name, names, base)
+        anchor = method.coefficients_for_source(name, names, base, names[0])
         assert anchor is not None
         assert_equal(merge(method.name, sources, anchor, base=base, dtype=dtype), sources[name])
 
@@ -240,7 +240,8 @@ def test_one_hot_weights_are_that_source(method: MergeMethod, dtype: torch.dtype
 def test_anchors_are_none_or_accepted(method: MergeMethod) -> None:
     names, base = source_names(method, 3)
     merged = [name for name in names if name != base]
-    for anchor in [*(method.coefficients_for_source(name, names, base) for name in names), method.uniform(names, base)]:
+    alone = [method.coefficients_for_source(name, names, base, names[0]) for name in names]
+    for anchor in [*alone, method.uniform(names, base)]:
         if anchor is not None:
             method.validate(anchor, sources=merged)
             assert anchor.keys() == method.coefficients.keys()

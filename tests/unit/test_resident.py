@@ -155,7 +155,7 @@ def test_a_failure_half_way_is_mended_by_the_next_merge() -> None:
 
     with patch.dict(METHODS):
 
-        @merge_method(title="Fragile", paper="https://example.org", elementwise=True)
+        @merge_method(title="Fragile", paper="https://example.org")
         def fragile(
             tensors: KernelTensors, out: torch.Tensor, scale: Annotated[float, Range("Factor.")]
         ) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""What the registry carries beyond the methods that ship: whole tensors, random masks, statistics that are kept."""
+"""What the registry carries beyond the methods that ship: rows, random masks, statistics that are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import torch
 
 from mergesearch.merging import METHODS, MergeMethod, ResidentMerger, merge_method
 from mergesearch.merging.registry import Doc, PerSource, Range, Site, Tensors
+from mergesearch.merging.statistics import Statistics
 from tests.conformance.merging import ALL_PLACES, PLACES, SHAPES, make_recipe, make_source, make_sources, merge
 
 PAPER = "https://example.org"
@@ -63,36 +65,55 @@ def test_declarations_that_contradict_themselves_are_refused() -> None:
     def underscore(tensors: Tensors, weight_: Annotated[float, Range("")]) -> torch.Tensor:
         return tensors[0]
 
-    def chunked(tensors: Tensors, site: Site) -> torch.Tensor:
+    def unprepared(tensors: Tensors, prepared: float) -> torch.Tensor:
         return tensors[0]
 
     for kernel, message in ((unmarked, "weight"), (option_without_default, "scale"), (underscore, "underscore")):
         with pytest.raises(TypeError, match=message):
             declare(kernel)
-    with pytest.raises(TypeError, match="site"):
-        merge_method(title="", paper=PAPER, elementwise=True)(chunked)
+    with pytest.raises(TypeError, match="prepare"):
+        declare(unprepared)
+    with pytest.raises(TypeError, match="prepare"):
+        merge_method(title="", paper=PAPER, prepare=lambda site: 1.0)(underscored_free)
+    with pytest.raises(TypeError, match="densty"):
+        merge_method(title="", paper=PAPER, prepare=lambda site, densty: 1.0)(unprepared)
     with pytest.raises(TypeError, match="Did you mean 'symmetric'"):
         merge_method(title="", paper=PAPER, properties=["symetric"])(underscored_free)
-    assert "chunked" not in METHODS
+    assert "unprepared" not in METHODS
 
 
 def underscored_free(tensors: Tensors) -> torch.Tensor:
     return tensors[0]
 
 
-def test_kernels_that_are_not_elementwise_see_whole_tensors() -> None:
-    seen = []
+def test_what_is_prepared_sees_the_whole_tensor_whatever_its_parts() -> None:
+    def norm(site: Site, power: float) -> float:
+        return sum(float(part.tensors[0].abs().pow(power).sum()) for part in site.parts())
 
-    @merge_method(title="Rows", paper=PAPER)
-    def rows(tensors: Tensors) -> torch.Tensor:
-        """Sources in proportion to the norm of all of the first one."""
-        seen.append(tuple(tensors[0].shape))
-        return tensors[0] * tensors[0].norm()
+    @merge_method(title="Scaled", paper=PAPER, prepare=norm)
+    def scaled(tensors: Tensors, prepared: float, power: Annotated[float, Range("Power.", 1.0, 2.0)]) -> torch.Tensor:
+        """The source times a norm of all of it."""
+        return tensors[0] * prepared
 
-    merged = merge("rows", make_sources(["a"]), {})
-    assert sorted(seen[1:]) == sorted(SHAPES.values())  # after the rehearsal
+    for chunk_elements in (3, 1 << 20):
+        merged = merge("scaled", make_sources(["a"]), {"power": 2.0}, chunk_elements=chunk_elements)
+        for name, tensor in make_source(1).items():
+            torch.testing.assert_close(merged[name], tensor * tensor.square().sum())
+
+
+def test_by_rows_parts_are_blocks_of_whole_rows() -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    @merge_method(title="Rows", paper=PAPER, by_rows=True)
+    def rows(tensors: Tensors, site: Site, start: int) -> torch.Tensor:
+        """Every row in proportion to its norm."""
+        seen.add((*site.shape, *tensors[0].shape, start))
+        return tensors[0] * tensors[0].norm(dim=-1, keepdim=True)
+
+    merged = merge("rows", make_sources(["a"]), {}, chunk_elements=16)
     for name, tensor in make_source(1).items():
-        assert torch.equal(merged[name], tensor * tensor.norm())
+        torch.testing.assert_close(merged[name], tensor * tensor.norm(dim=-1, keepdim=tensor.dim() > 0))
+    assert {(8, 8, 2, 8, 0), (8, 8, 2, 8, 48), (11, 8, 1, 8, 80), (8, 1, 8, 0), (1, 1, 0)} <= seen
 
 
 def test_a_result_of_another_shape_is_refused() -> None:
@@ -108,11 +129,11 @@ def test_a_result_of_another_shape_is_refused() -> None:
 def random_mask() -> MergeMethod:
     @merge_method(title="Drop", paper=PAPER)
     def drop(
-        tensors: Tensors, site: Site, density: Annotated[float, Range("Share that is kept.", 0.0, 1.0)]
+        tensors: Tensors, site: Site, start: int, density: Annotated[float, Range("Share that is kept.", 0.0, 1.0)]
     ) -> torch.Tensor:
         """Every source with some of its elements dropped."""
         kept = [
-            x * (torch.rand(x.shape, generator=site.generator(name)) < density)
+            x * (site.uniform(name, start, torch.empty_like(x)) < density)
             for name, x in zip(site.sources, tensors, strict=True)
         ]
         return torch.stack(kept).sum(0)
@@ -138,23 +159,58 @@ def test_masks_follow_seed_source_and_tensor_and_nothing_else() -> None:
     assert 0.3 < first["embed.weight"].mean() < 0.7
 
 
-def test_statistics_of_the_sources_are_made_once() -> None:
+def test_random_numbers_are_uniform_and_independent() -> None:
+    site = Site("m", "w", (1 << 20,), ("a", "b"), None, 0, lambda: iter(()), Statistics(), {})
+    one, other = (site.uniform(source, 0, torch.empty(1 << 20)).double() for source in ("a", "b"))
+    for numbers in (one, other):
+        counts = torch.histc(numbers, 256, 0, 1)
+        chi_square = float(((counts - 4096) ** 2 / 4096).sum())
+        assert 150 < chi_square < 400  # 255 ± 23
+        for lag in (1, 2, 384, 1536):
+            assert abs(float(torch.corrcoef(torch.stack([numbers[:-lag], numbers[lag:]]))[0, 1])) < 5e-3
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5e-3
+    assert torch.equal(site.uniform("a", 1000, torch.empty(8, 3)).view(-1).double(), one[1000:1024])
+
+
+def test_statistics_of_the_sources_are_made_once(tmp_path: Path) -> None:
     made = []
 
-    @merge_method(title="Threshold", paper=PAPER)
-    def threshold(tensors: Tensors, site: Site, t: Annotated[float, Range("Factor.", 0.0, 1.0)]) -> torch.Tensor:
-        """Elements above a share of the largest."""
-
-        def largest() -> torch.Tensor:
+    def largest(site: Site) -> torch.Tensor:
+        def build() -> torch.Tensor:
             made.append(site.tensor)
-            return tensors[0].abs().max()
+            return torch.stack([part.tensors[0].abs().max() for part in site.parts()]).max()
 
-        return tensors[0] * (tensors[0].abs() >= t * site.remember("largest", largest))
+        return site.remember("largest", build, of=[site.sources[0]])
 
-    target = make_source(2)
-    merger = ResidentMerger(target, make_sources(["a"]), PLACES)
-    for t in (0.1, 0.5, 0.9):
-        merger.apply(make_recipe("threshold", ["a"], {ALL_PLACES: {"t": t}}))
-    assert sorted(name for name in made if name != "rehearsal") == sorted(SHAPES)
-    for name, tensor in make_source(1).items():
-        assert torch.equal(target[name], tensor * (tensor.abs() >= 0.9 * tensor.abs().max()))
+    @merge_method(title="Threshold", paper=PAPER, prepare=largest)
+    def threshold(
+        tensors: Tensors, prepared: torch.Tensor, t: Annotated[float, Range("Factor.", 0.0, 1.0)]
+    ) -> torch.Tensor:
+        """Elements above a share of the largest."""
+        return tensors[0] * (tensors[0].abs() >= t * prepared)
+
+    def merged(source: str, statistics: Path | None) -> dict[str, torch.Tensor]:
+        target = make_source(2)
+        merger = ResidentMerger(target, make_sources([source]), PLACES, chunk_elements=16, statistics=statistics)
+        for t in (0.1, 0.5, 0.9):
+            merger.apply(make_recipe("threshold", [source], {ALL_PLACES: {"t": t}}))
+        return target
+
+    def made_anew() -> list[str]:
+        names = sorted(name for name in made if name != "rehearsal")
+        made.clear()
+        return names
+
+    for statistics in (None, tmp_path):
+        target = merged("a", statistics)
+        assert made_anew() == sorted(SHAPES)
+        for name, tensor in make_source(1).items():
+            assert torch.equal(target[name], tensor * (tensor.abs() >= 0.9 * tensor.abs().max()))
+    merged("a", tmp_path)
+    assert made_anew() == []
+    merged("b", tmp_path)  # another content
+    assert made_anew() == sorted(SHAPES)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.write_bytes(b"half")
+    merged("a", tmp_path)
+    assert made_anew() == sorted(SHAPES)

@@ -24,7 +24,6 @@ def alpha_weights(alpha: float, template: str, sources: Sequence[str]) -> dict[s
 @merge_method(
     title="Linear (weighted average)",
     paper="https://arxiv.org/abs/2203.05482",
-    elementwise=True,
     min_sources=2,
     properties=("one_hot", "symmetric", "linear_map"),
     shorthands=[Shorthand("alpha", 2, 0.0, 1.0, "Weight of the template; the other has 1 − α.", alpha_weights)],

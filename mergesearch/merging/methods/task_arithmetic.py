@@ -12,7 +12,6 @@ from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, m
 @merge_method(
     title="Task arithmetic",
     paper="https://arxiv.org/abs/2212.04089",
-    elementwise=True,
     properties=("one_hot", "symmetric", "zero_task_vectors", "linear_map"),
 )
 def task_arithmetic(

@@ -1,0 +1,68 @@
+"""What was found out about the sources' tensors, kept as long as they stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+
+Key = tuple[str, ...]
+
+
+class Statistics:
+    """Small tensors by key, in memory and, where a folder is given, on disk for the processes to come.
+
+    Keys name the content of the sources, so nothing here can be out of date. A file that cannot be read or
+    written costs time and nothing else.
+
+    Args:
+        folder: where they are kept; None for memory only.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._known: dict[Key, torch.Tensor] = {}
+
+    def recall(self, key: Key, build: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The tensor of this key, on the CPU; built if it is new."""
+        if key not in self._known:
+            found = self._load(key)
+            if found is None:
+                found = build().detach().cpu().contiguous()
+                self._save(key, found)
+            self._known[key] = found
+        return self._known[key]
+
+    def _file(self, key: Key) -> Path | None:
+        name = hashlib.sha256("\0".join(key).encode()).hexdigest()
+        return None if self._folder is None else self._folder / name[:2] / f"{name}.safetensors"
+
+    def _load(self, key: Key) -> torch.Tensor | None:
+        file = self._file(key)
+        try:
+            return None if file is None or not file.is_file() else load_file(file)["value"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def _save(self, key: Key, value: torch.Tensor) -> None:
+        file = self._file(key)
+        if file is None:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, draft = tempfile.mkstemp(dir=file.parent)
+            os.close(handle)
+            save_file({"value": value}, draft)
+            os.replace(draft, file)  # noqa: PTH105 (other processes may be writing the same)
+        except (OSError, SafetensorError):
+            pass
