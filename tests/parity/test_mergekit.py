@@ -9,59 +9,13 @@ step, so there we show whose result is nearer to the exact one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
 
-from mergesearch.merging import ResidentMerger
-from mergesearch.recipe import GroupRecipe, MergeRecipe, SourceRef
-from tests.benchmarks.merge_speed import minilm
+from tests.parity.against_mergekit import Model, in_dtype, ours
 
 mergekit = pytest.importorskip("mergekit.merge_methods", reason="mergekit is not installed (extra: parity)")
-
-Model = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def full_size() -> dict[str, Model]:
-    """Three models of MiniLM's size, as far apart as fine-tuning takes them."""
-    retriever = minilm()
-    generator = torch.Generator().manual_seed(0)
-
-    def tuned() -> Model:
-        return {n: t + 0.02 * torch.randn(t.shape, generator=generator) for n, t in retriever.items()}
-
-    return {"a_retriever": retriever, "b_domain": tuned(), "c_expert": tuned()}
-
-
-@pytest.fixture(scope="module")
-def models(full_size: dict[str, Model]) -> dict[str, Model]:
-    """A few rows of every tensor, for the cases that are many."""
-    return {name: {n: t[:50].clone() for n, t in model.items()} for name, model in full_size.items()}
-
-
-def ours(
-    models: Mapping[str, Model], method: str, coefficients: Mapping[str, Any], base: str | None, **options: Any
-) -> Model:
-    template = next(iter(models.values()))
-    target = {name: torch.empty_like(tensor) for name, tensor in template.items()}
-    dtype = next(iter(template.values())).dtype
-    recipe = MergeRecipe(
-        method=method,
-        sources=tuple(SourceRef(name, name, name) for name in models),
-        template=next(iter(models)),
-        groups=(GroupRecipe("all", ("all",), coefficients=coefficients),),
-        base=base,
-        options=options,
-        dtype=str(dtype).removeprefix("torch."),
-    )
-    ResidentMerger(target, models, dict.fromkeys(target, "all")).apply(recipe)
-    return target
-
-
-def in_dtype(models: Mapping[str, Model], names: list[str], dtype: torch.dtype) -> dict[str, Model]:
-    return {name: {n: t.to(dtype) for n, t in models[name].items()} for name in names}
 
 
 def assert_same_sum(
