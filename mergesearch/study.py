@@ -214,11 +214,10 @@ class Study:
             threads=threads or workers.threads or default_threads(workers.count),
         )
 
-    def unmerged_spec(self, *, test: bool) -> EvaluatorSpec:
+    def unmerged_spec(self) -> EvaluatorSpec:
         """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone."""
         places = {name: self.own_places(name) for name in self.folders}
-        collections = self.collection_specs(test=test)
-        return replace(self.evaluator_spec(), merged_places=places, collections=collections)
+        return replace(self.evaluator_spec(), merged_places=places)
 
     @property
     def planned_trials(self) -> int | None:

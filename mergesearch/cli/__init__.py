@@ -23,6 +23,7 @@ from mergesearch.cli import (
     quickstart,
     run,
     status,
+    studies,
     validate,
 )
 from mergesearch.errors import MergesearchError
@@ -49,7 +50,7 @@ def cli() -> None:
     """The `mergesearch` program."""
 
 
-for module in (quickstart, validate, plan, run, status, best, evaluate, export, dashboard, methods):
+for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods):
     cli.add_command(module.command)
 
 

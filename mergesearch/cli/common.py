@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,12 @@ def open_existing(study_file: Path, storage: str | None) -> StudyStore:
         return StudyStore.open(storage_url(content, storage), content.study, None, exclusive=False)
     except StorageError as error:  # the storage does not know which file it was asked for
         raise type(error)(str(error).replace("STUDY.yaml", str(study_file))) from error
+
+
+def announce_loading() -> None:
+    """A sign of life in a terminal, before libraries and models have been loaded for many seconds."""
+    if sys.stderr.isatty():
+        click.echo("loading libraries, models and texts …", err=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergesearch.cli.common import (
+    announce_loading,
     examples,
     format_option,
     open_existing,
@@ -42,6 +43,7 @@ def command(
     target: Path, study_file: Path | None, beir: Path | None, split: str, storage: str | None, output: str
 ) -> None:
     """Score a study's winner and sources on the test split with paired tests, or score any model folder."""
+    announce_loading()
     from mergesearch.cli.progress import phase_bar
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.study import load_study
@@ -55,8 +57,6 @@ def command(
     else:
         if study_file is not None or beir is not None:
             raise click.UsageError(f"there is no model folder {target} (--on and --beir score a model folder)")
-        if split not in ("test", "dev"):
-            raise click.UsageError("a study has the splits `dev` and `test`")
         study = load_study(target)
         with quiet_libraries(), open_existing(target, storage) as store, phase_bar("evaluating") as progress:
             evaluation = evaluate_study(study, store, split=split, progress=progress)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from mergesearch.cli.common import examples, open_existing, quiet_libraries, storage_option, study_argument
+from mergesearch.cli.common import (
+    announce_loading,
+    examples,
+    open_existing,
+    quiet_libraries,
+    storage_option,
+    study_argument,
+)
 
 
 @click.command(
@@ -24,6 +31,7 @@ from mergesearch.cli.common import examples, open_existing, quiet_libraries, sto
 @click.option("--force", is_flag=True, help="Replace the folder when it exists.")
 def command(study_file: Path, storage: str | None, out: Path, trial: int | None, force: bool) -> None:
     """Save the chosen merge as a folder that sentence-transformers and transformers load, and re-score it."""
+    announce_loading()
     from mergesearch.cli.progress import phase_bar
     from mergesearch.results.export import export_merge
     from mergesearch.study import load_study

@@ -138,24 +138,21 @@ def evaluate_study(
     Args:
         study: the resolved study.
         store: its records, from which the choice is made and in which the reading is noted.
-        split: `test`, or `dev` for the very queries that the study searched on.
+        split: `test`, `dev` for the very queries that the study searched on, or another split's own name.
         progress: called with (batches encoded, batches of all models).
 
     Raises:
         NothingScoredError: no trial has a score yet.
         ResumeError: sources or settings are not those of the recorded study.
         CollectionError: a collection has no such split.
-        EvaluationError: the split is neither.
     """
-    if split not in ("test", "dev"):
-        raise EvaluationError(f"a study has the splits `dev` and `test`, not {split!r}")
     check_unchanged(study, store)
     choice = choose(study, store)
     recipes = _recipes(study)
     if choice.best_number != choice.number:
         recipes[f"highest on dev (trial {choice.best_number})"] = store.recipe(choice.best_number)
     recipes[f"chosen (trial {choice.number})"] = store.recipe(choice.number)
-    evaluator = TrialEvaluator(study.unmerged_spec(test=split == "test"))
+    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=_specs(study, split)))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
     scored, weights = _score(evaluator, recipes, progress)
     collections = [p.source.collection for p in evaluator.retrieval.collections]
@@ -205,9 +202,7 @@ def evaluate_folder(
         raise EvaluationError("name what to score the folder on: a study or a collection folder")
     if study is not None:
         spec = study.evaluator_spec()
-        specs, settings = study.collection_specs(test=split != "dev"), spec.evaluation
-        if split not in ("dev", "test"):
-            specs = tuple(replace(c, split=split) for c in specs)
+        specs, settings = _specs(study, split), spec.evaluation
         torch.set_num_threads(spec.threads)
     else:
         assert beir is not None
@@ -225,6 +220,12 @@ def evaluate_folder(
         notes += _readings(store)
     qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
     return Evaluation(split, (_model(label, result, qrels),), (), tuple(notes))
+
+
+def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
+    """The study's dev queries, or the whole of another split: its `test`, or one by its own name."""
+    specs = study.collection_specs(test=split != "dev")
+    return specs if split in ("dev", "test") else tuple(replace(c, split=split) for c in specs)
 
 
 def _score(

@@ -184,6 +184,16 @@ def test_status_as_table_and_json(tiny: TinyStudy) -> None:
     assert status["trials"][status["best"]]["value"] == max(t["value"] for t in status["trials"])
 
 
+def test_studies_of_a_database(tiny: TinyStudy) -> None:
+    listed = json.loads(mergesearch("studies", "-f", "json", tiny.storage).out)
+    status = json.loads(mergesearch("status", "-f", "json", tiny.file).out)
+    assert [(s["name"], s["complete"], s["failed"], s["unfinished"]) for s in listed] == [("tiny", 5, 0, 0)]
+    assert listed[0]["best_value"] == status["trials"][status["best"]]["value"]
+    table = mergesearch("studies", tiny.storage).out.splitlines()
+    assert [line.split()[0] for line in table] == ["study", "tiny"]
+    assert mergesearch("studies", "sqlite:///nowhere.db").code == 4
+
+
 @pytest.mark.parametrize("command", ["status", "best", "plan", "methods"])
 @pytest.mark.parametrize("width", [None, 100])
 def test_tables_are_never_cut(

@@ -190,6 +190,12 @@ def test_splits_go_by_the_study_files_names(tmp_path: Path) -> None:
     assert test.models[0].result.collections[0].query_ids[0].startswith("test")
     with pytest.raises(CollectionError, match="nowhere"):
         evaluate_folder(folder, study=study, split="nowhere")
+    with open_store(study, tiny.storage) as store:
+        run_study(study, store, Silent())
+        assert all(
+            m.result.collections[0].query_ids[0].startswith("dev")
+            for m in evaluate_study(study, store, split="tuning").models
+        )
 
 
 def test_test_queries_that_were_searched_on_are_pointed_out(tmp_path: Path) -> None:
@@ -216,7 +222,7 @@ def test_what_cannot_be_evaluated_is_an_error(
 ) -> None:
     with pytest.raises(EvaluationError, match="a study or a collection folder"):
         evaluate_folder(tiny.folder / "retriever")
-    with pytest.raises(EvaluationError, match="`dev` and `test`, not 'train'"):
+    with pytest.raises(CollectionError, match="there is no split 'train'; splits there are: dev, test"):
         evaluate_study(*finished, split="train")
     other = make_study(tmp_path)
     study = load_study(other.file)

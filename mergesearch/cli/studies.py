@@ -1,0 +1,35 @@
+"""`mergesearch studies`: what a database holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from mergesearch.cli.common import examples, format_option, print_json, print_table
+
+
+@click.command(
+    "studies",
+    short_help="List the studies of a database.",
+    epilog=examples("mergesearch studies sqlite:///my-study.db", "mergesearch studies -f json $MERGESEARCH_STORAGE"),
+)
+@click.argument("storage", metavar="URL")
+@format_option
+def command(storage: str, output: str) -> None:
+    """List the studies of a database: trials, failures and the highest dev score of each."""
+    from mergesearch.storage.listing import list_studies
+
+    studies = list_studies(storage)
+    if output == "json":
+        print_json([{**asdict(study), "created_at": study.created_at.isoformat()} for study in studies])
+        return
+    headers = ["study", "file", "created (UTC)", "complete", "failed", "unfinished", "highest dev score"]
+    rows = [
+        (
+            s.name, s.file_name, f"{s.created_at:%Y-%m-%d %H:%M}", s.complete, s.failed, s.unfinished,
+            "" if s.best_value is None else f"{s.best_value:.4f}",
+        )
+        for s in studies
+    ]  # fmt: skip
+    print_table(headers, rows)
