@@ -117,19 +117,6 @@ class Collection:
         drawn = sorted(self.query_ids, key=lambda q: hashlib.sha256(f"{seed}\0{q}".encode()).digest())[:n]
         return self._with_queries(drawn)
 
-    def only_judged(self, threshold: int = 1) -> Collection:
-        """The same corpus with the queries that have a document judged `threshold` or higher.
-
-        Raises:
-            CollectionError: when no query has one.
-        """
-        kept = [q for q in self.query_ids if max(self.qrels[q].values(), default=0) >= threshold]
-        if not kept:
-            highest = max((g for grades in self.qrels.values() for g in grades.values()), default=0)
-            message = f"no document is judged {threshold} or higher; the highest grade is {highest}"
-            raise CollectionError([Problem(message, f"collection {self.name!r}")])
-        return self._with_queries(kept)
-
     def with_pool(self, negatives: int, seed: int) -> Collection:
         """The same queries on a smaller corpus: judged documents and BM25 negatives.
 

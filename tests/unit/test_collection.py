@@ -103,13 +103,6 @@ def test_an_empty_sample_is_refused() -> None:
         made().sample_queries(0, seed=0)
 
 
-def test_only_judged_keeps_queries_with_a_grade_as_high() -> None:
-    assert made().only_judged().query_ids == made().query_ids
-    assert made(6).only_judged(3).query_ids == ["q2", "q5"]
-    with pytest.raises(CollectionError, match="judged 4 or higher; the highest grade is 3"):
-        made().only_judged(4)
-
-
 def test_parts_that_do_not_fit_are_refused_together() -> None:
     with pytest.raises(CollectionError) as caught:
         Collection("bad", "dev", ["q", "q"], ["text"], ["d"], ["text"], {"p": {"d": 1}})

@@ -5,10 +5,9 @@ Whatever happens to workers, every trial ends once, no merge is evaluated twice,
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,100 +21,16 @@ from mergesearch.controller import (
     LABEL_CHARACTERS,
     MAX_FAILURES_IN_A_ROW,
     Controller,
-    Listener,
-    Summary,
 )
 from mergesearch.errors import WorkerError
-from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.evaluation.result import TrialResult
 from mergesearch.search.strategy import Proposal, Strategy
 from mergesearch.session import open_store
-from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, resolve
 from mergesearch.study_file import parse_study
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, Task
+from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored
 from tests.tiny_studies import TinyStudy, copy_study, make_study
-
-QUERIES = ("q1", "q2", "q3")
-Script = Callable[[Task, int], Outcome]
-
-
-def scored(task: Task, _attempt: int) -> Outcome:
-    """Scores that depend on the recipe alone."""
-    seed = int(hashlib.sha256(task.recipe.fingerprint.encode()).hexdigest()[:8], 16)
-    scores = CollectionScores("made", "ndcg@10", QUERIES, np.random.default_rng(seed).random(3))
-    return Outcome(task, "scripted", TrialResult((scores,), {"encode": 0.1}, 10, worker="scripted"))
-
-
-def failing(task: Task, _attempt: int) -> Outcome:
-    return Outcome(task, "scripted", failure="the disk is gone")
-
-
-def dying(task: Task, attempt: int) -> Outcome:
-    return Outcome(task, "scripted", failure=f"killed by signal 9, time {attempt}", worker_died=True)
-
-
-class ScriptedPool(WorkerPool):
-    """Workers that answer in a random order with what `script` says; one that dies is away for a while.
-
-    It checks what the controller owes a pool: no more tasks than `free`, and no merge held twice.
-    """
-
-    def __init__(self, workers: int = 1, script: Script = scored, *, seed: int = 0) -> None:
-        self.workers, self.script = workers, script
-        self.tasks: list[Task] = []
-        self.attempts: Counter[int] = Counter()
-        self.evaluated: list[str] = []
-        self._away = 0
-        self._rng = np.random.default_rng(seed)
-
-    @property
-    def free(self) -> int:
-        return self.workers - self._away - len(self.tasks)
-
-    def submit(self, task: Task) -> str:
-        assert self.free > 0
-        assert task.recipe.fingerprint not in {t.recipe.fingerprint for t in self.tasks}
-        self.tasks.append(task)
-        self.attempts[task.number] += 1
-        return "scripted"
-
-    def wait(self) -> list[Outcome]:
-        assert self.tasks or self._away, "nothing can ever happen"
-        if self._away and (not self.tasks or self._rng.random() < 0.5):
-            self._away -= 1
-            return []
-        task = self.tasks.pop(int(self._rng.integers(len(self.tasks))))
-        outcome = self.script(task, self.attempts[task.number])
-        if outcome.worker_died:
-            self._away += 1
-        elif outcome.result is not None:
-            self.evaluated.append(task.recipe.fingerprint)
-        return [outcome]
-
-    def close(self) -> None:
-        self.tasks.clear()
-
-
-class Diary(Listener):
-    """A listener that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[Any, ...]] = []
-
-    def recorded(self, finished: int) -> None:
-        self.heard.append(("recorded", finished))
-
-    def started(self, number: int, label: str) -> None:
-        self.heard.append(("started", number))
-
-    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
-        self.heard.append(("finished", number, result.value, new_best))
-
-    def reused(self, number: int, label: str, value: float, original: int) -> None:
-        self.heard.append(("reused", number, value, original))
-
-    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
-        self.heard.append(("failed", number, reason, retried))
 
 
 class Broken(Diary):
@@ -128,45 +43,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     return make_study(tmp_path_factory.mktemp("study"))
 
 
-@dataclass
-class Bench:
-    """A study, a database of its own, and calls that drive it."""
-
-    study: Study
-    url: str
-
-    def with_search(self, **search: Any) -> Bench:
-        content = self.study.parsed.content
-        changed = content.model_copy(update={"search": type(content.search)(**search)})
-        return Bench(resolve(replace(self.study.parsed, content=changed)), self.url)
-
-    def drive(self, pool: WorkerPool, listener: Diary | None = None) -> Summary:
-        with open_store(self.study, self.url) as store:
-            return Controller(self.study, store, pool, listener or Diary()).run()
-
-    def table(self) -> list[tuple[Any, ...]]:
-        with self.store() as store:
-            return [(t.number, t.state.name, t.params, t.value) for t in store.trials()]
-
-    def store(self) -> StudyStore:
-        """The database as a reader sees it."""
-        return StudyStore.open(self.url, self.study.name, None, exclusive=False)
-
-
 @pytest.fixture
 def bench(tiny: TinyStudy, tmp_path: Path) -> Bench:
     return Bench(resolve(parse_study(tiny.file)), f"sqlite:///{tmp_path}/study.db")
-
-
-def check_ended(bench: Bench, pool: ScriptedPool) -> None:
-    """What holds after every run: all trials have one end, no merge was scored twice, nothing is left."""
-    with bench.store() as store:
-        trials = store.trials()
-        assert store.unfinished() == []
-    assert [t.number for t in trials] == list(range(len(trials)))
-    assert all(t.state.is_finished() for t in trials)
-    assert len(set(pool.evaluated)) == len(pool.evaluated)
-    assert pool.tasks == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
