@@ -134,6 +134,8 @@ class MergeMethod:
         max_sources: most sources, base left out; None for any number.
         by_rows: parts are blocks of whole rows, not flat.
         properties: the claims of `PROPERTIES` that hold.
+        dense: the method, this one aside, that it equals at density 1; "" if it has no density or no such method.
+        parity: how its results compare to mergekit's, in a sentence; "" if mergekit has no such method.
         shorthands: ways to write the coefficients as one number.
         kernel: the function itself.
         prepare: finds out what the kernel must know of a whole tensor.
@@ -154,6 +156,8 @@ class MergeMethod:
     max_sources: int | None
     by_rows: bool
     properties: frozenset[str]
+    dense: str
+    parity: str
     shorthands: Mapping[str, Shorthand]
     kernel: Callable[..., torch.Tensor]
     prepare: Callable[..., Any] | None

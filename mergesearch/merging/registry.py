@@ -69,6 +69,8 @@ def merge_method(
     min_sources: int = 1,
     max_sources: int | None = None,
     properties: Iterable[str] = (),
+    dense: str = "",
+    parity: str = "",
     shorthands: Sequence[Shorthand] = (),
 ) -> Callable[[Callable[..., torch.Tensor]], MergeMethod]:
     """Register the decorated kernel under its own name.
@@ -83,6 +85,8 @@ def merge_method(
         min_sources: fewest sources, base left out.
         max_sources: most sources, base left out; None for any number.
         properties: names in `PROPERTIES`; the conformance suite tests them.
+        dense: name of the method that it equals where every `density` is 1, if that is another; tested likewise.
+        parity: how its results compare to mergekit's, for the table in the docs.
         shorthands: ways to write the coefficients as one number.
 
     Raises:
@@ -105,6 +109,8 @@ def merge_method(
             max_sources=max_sources,
             by_rows=by_rows,
             properties=frozenset(properties),
+            dense=dense,
+            parity=parity,
             shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
             kernel=kernel,
             prepare=prepare,
@@ -155,6 +161,8 @@ def _check(method: MergeMethod) -> None:
     declared = {kernel_parameter(name) for name in (*method.coefficients, *method.options)}
     for name in method.prepare_wants - declared:
         raise TypeError(unknown(f"coefficient or option that {method.name} prepares with", name, declared))
+    if method.dense and "density" not in method.coefficients:
+        raise TypeError(f"{method.name}: `dense=` belongs to methods with a density")
     if "zero_task_vectors" in method.properties and not method.needs_base:
         raise TypeError(f"{method.name}: task vectors need a base")
     if method.name in METHODS and METHODS[method.name].kernel.__module__ != method.kernel.__module__:

@@ -298,6 +298,26 @@ def test_zero_task_vectors_change_nothing(method: MergeMethod, dtype: torch.dtyp
     assert_equal(merge(method.name, sources, drawn, base=base, dtype=dtype), make_source(7, dtype))
 
 
+sparse_methods = [method for method in METHODS.values() if method.dense]
+
+
+@pytest.mark.parametrize("method", sparse_methods, ids=[method.name for method in sparse_methods])
+@some
+@given(data=st.data())
+def test_density_1_is_the_dense_method(method: MergeMethod, data: st.DataObject) -> None:
+    """Whatever else there is to set; but for the rounding of sums."""
+    names, base, drawn = draw_case(data, method)
+    dense = METHODS[method.dense]
+    drawn["density"] = 1.0
+    shared = {name: value for name, value in drawn.items() if name in dense.coefficients}
+    options = {name: option.default for name, option in method.options.items() if name in dense.options}
+    sources = make_sources(names)
+    expected = merge(dense.name, sources, shared, base=base, options=options)
+    merged = merge(method.name, sources, drawn, base=base, options=options)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
+
+
 @claims("linear_map")
 @some
 @given(data=st.data())

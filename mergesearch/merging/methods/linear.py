@@ -26,6 +26,7 @@ def alpha_weights(alpha: float, template: str, sources: Sequence[str]) -> dict[s
     paper="https://arxiv.org/abs/2203.05482",
     min_sources=2,
     properties=("one_hot", "symmetric", "linear_map"),
+    parity="float32 as mergekit's; weights are divided by their sum first, which is a last unit or two",
     shorthands=[Shorthand("alpha", 2, 0.0, 1.0, "Weight of the template; the other has 1 − α.", alpha_weights)],
 )
 def linear(

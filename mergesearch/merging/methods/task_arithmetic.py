@@ -13,6 +13,7 @@ from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, m
     title="Task arithmetic",
     paper="https://arxiv.org/abs/2212.04089",
     properties=("one_hot", "symmetric", "zero_task_vectors", "linear_map"),
+    parity="mergekit computes in the stored dtype, this in float32; equal but for rounding",
 )
 def task_arithmetic(
     tensors: Tensors,
