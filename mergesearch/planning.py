@@ -22,6 +22,7 @@ from mergesearch.merging.plan import ResidentBytes, resident_bytes
 from mergesearch.search.dimension import Dimension
 from mergesearch.sources.alignment import align
 from mergesearch.sources.config import load_config
+from mergesearch.sources.layout import span
 from mergesearch.sources.locate import model_folder
 from mergesearch.study import Study
 
@@ -178,7 +179,7 @@ def make_plan(study: Study) -> StudyPlan:
     groups: list[dict[str, Any]] = [
         {
             "name": g.name,
-            "places": _places(g.places),
+            "places": span(g.places),
             "how": "searched" if g.merged else f"copied from {study.parsed.content.merge.template}",
         }
         for g in study.groups
@@ -377,10 +378,6 @@ def _values(dimension: Dimension) -> str:
         return ", ".join(f"{c:g}" for c in choices)
     how = ", log" if dimension.log else f", step {dimension.step:g}" if dimension.step else ""
     return f"{dimension.low:g} … {dimension.high:g}{how}"
-
-
-def _places(places: tuple[str, ...]) -> str:
-    return ", ".join(places) if len(places) < 4 else f"{places[0]} … {places[-1]}"
 
 
 def _mib(n_bytes: int) -> str:

@@ -31,7 +31,7 @@ class GroupRecipe:
 
     Attributes:
         name: for example `segment_1` or `embeddings`.
-        places: the parts of the model it covers: `layer.0`, `embeddings`, `final_norm`, `pooler`.
+        places: the parts of the model it covers, such as `layer.0.attention`, `embeddings`, `pooler`.
         copy_from: the source whose parameters are taken unchanged; None when the group is merged.
         coefficients: coefficient name to its value, or to one value per source name.
     """

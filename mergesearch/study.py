@@ -316,7 +316,7 @@ def resolve(parsed: ParsedStudy) -> Study:
         check_coefficients(parsed, checks)
     elif merge.method in METHODS:
         with checks.below("merge", "coefficients"):
-            space = search_space(parsed, [g.name for g in groups if g.merged])
+            space = search_space(parsed, {g.name: g.depth for g in groups if g.merged})
     if layout is not None and groups is not None and len(checkpoints) == len(content.sources):
         merged_places = frozenset(p for g in groups if g.merged for p in g.places)
         with checks.at("sources"):

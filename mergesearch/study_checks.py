@@ -22,6 +22,7 @@ from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.registry import METHODS
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
+from mergesearch.sources.layout import COMPONENTS
 from mergesearch.study_file import RESERVED_SOURCE_NAMES, CollectionEntry, GroupsEntry, ParsedStudy
 
 Key = str | int
@@ -139,7 +140,7 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
     errors = []
     for present in candidates:
         try:
-            search_space(parsed, [*_certain_groups(groups), *present])
+            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0))
             return
         except StudyFileError as error:
             errors.append(error)
@@ -147,8 +148,8 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
         raise errors[0]
 
 
-def search_space(parsed: ParsedStudy, groups: list[str]) -> SearchSpace:
-    """The space over these merged groups.
+def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpace:
+    """The space over these merged groups, given with their depths.
 
     Raises:
         StudyFileError: places are dotted keys below `merge.coefficients`.
@@ -169,11 +170,12 @@ def _well_formed(groups: GroupsEntry) -> bool:
     return sum([groups.segments is not None, groups.boundaries is not None, groups.per_layer]) == 1
 
 
-def _certain_groups(groups: GroupsEntry) -> list[str]:
-    """Names of the merged groups that every model has."""
-    segments = groups.segments if groups.boundaries is None else len(groups.boundaries) + 1
-    own = ["embeddings"] if groups.embeddings == "own" else []
-    return own + [f"segment_{i + 1}" for i in range(segments or 1)]
+def _certain_groups(groups: GroupsEntry) -> dict[str, float]:
+    """The merged groups that every model has, with the depths of even segments."""
+    n = (groups.segments or 1) if groups.boundaries is None else len(groups.boundaries) + 1
+    parts = [f"_{component}" for component in COMPONENTS] if groups.components else [""]
+    own = {"embeddings": 0.0} if groups.embeddings == "own" else {}
+    return own | {f"segment_{i + 1}{part}": (i + 0.5) / n for i in range(n) for part in parts}
 
 
 def _check_method(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> None:

@@ -62,12 +62,15 @@ class GroupsEntry(_Closed):
     """First layer (counted from 0) of the second and every further segment."""
     per_layer: bool = False
     """One group per layer."""
+    components: bool = False
+    """Divide every segment or layer by component: `segment_1_attention`, `segment_1_mlp`, `segment_1_norms`, …"""
     embeddings: GroupRule = "template"
-    """`template` copies them, `first_segment` and `last_segment` merge them along, `own` is a group of its own."""
+    """`template` copies them, `first_segment` and `last_segment` merge them along, `own` is a group of its own. With
+    `components`, embeddings and pooler go along with the segment's MLPs, and the final norm with its norms."""
     final_norm: GroupRule = "last_segment"
     """The norm after the last layer, where the architecture has one."""
     pooler: GroupRule = "template"
-    """A pooler or head after the last layer."""
+    """A pooler, or whatever other head the model has after the last layer."""
 
 
 class MergeEntry(_Closed):
@@ -81,7 +84,8 @@ class MergeEntry(_Closed):
     """The source that task vectors are taken from, for methods that need one."""
     groups: GroupsEntry = GroupsEntry(segments=1)
     coefficients: dict[str, Any]
-    """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source or group."""
+    """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source or group; with
+    `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
     options: dict[str, bool | float | str] = {}
     """The method's options that are not searched."""
     allow_other_vocabulary: bool = False
@@ -223,7 +227,7 @@ class StudyFile(_Closed):
         return frozenset(name for name, source in self.sources.items() if source.trust_remote_code)
 
 
-RESERVED_SOURCE_NAMES = frozenset({"low", "high", "step", "log", "values", "tie"})
+RESERVED_SOURCE_NAMES = frozenset({"low", "high", "step", "log", "values", "tie", "knots"})
 
 
 @dataclass(frozen=True)

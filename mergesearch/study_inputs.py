@@ -94,6 +94,7 @@ def grouping(parsed: ParsedStudy) -> Grouping:
         segments=entry.segments,
         boundaries=None if entry.boundaries is None else tuple(entry.boundaries),
         per_layer=entry.per_layer,
+        components=entry.components,
         embeddings=entry.embeddings,
         final_norm=entry.final_norm,
         pooler=entry.pooler,

@@ -20,7 +20,7 @@ def make_space(*dimensions: Dimension) -> SearchSpace:
     def setting(name: str) -> Callable[[float], Mapping[str, float]]:
         return lambda value: {name: value}
 
-    bindings = tuple(Binding(d.name, ("all",), setting(d.name)) for d in dimensions)
+    bindings = tuple(Binding({d.name: 1.0}, ("all",), setting(d.name)) for d in dimensions)
     return SearchSpace(dimensions, ("all",), {"all": {}}, bindings)
 
 

@@ -29,6 +29,7 @@ from mergesearch.cli.common import (
 def command(study_file: Path, storage: str | None, output: str) -> None:
     """Show the merge that the study chooses, its coefficients, and the highest scoring one beside it."""
     from mergesearch.results.choose import choose
+    from mergesearch.sources.layout import span
     from mergesearch.study import load_study
 
     study = load_study(study_file)
@@ -41,7 +42,7 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     click.echo(choice.describe())
     rows: list[tuple[Any, ...]] = []
     for group in recipe.groups:
-        where = ", ".join(group.places) if len(group.places) < 3 else f"{group.places[0]} … {group.places[-1]}"
+        where = span(group.places)
         if group.copy_from is not None:
             rows.append((group.name, where, f"copied from {group.copy_from}"))
         for name, value in group.coefficients.items():

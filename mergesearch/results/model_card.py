@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from mergesearch.recipe import MergeRecipe
+from mergesearch.sources.layout import span
 from mergesearch.study import Study
 
 _TEXT = """---
@@ -74,9 +75,7 @@ def model_card(study: Study, recipe: MergeRecipe, provenance: Mapping[str, Any])
         sources=", ".join(f"`{s.location}`" for s in recipe.sources),
         method=recipe.method,
         encoding=_encoding(study, provenance["encoding"]),
-        rows="\n".join(
-            _row(g.name, _span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups
-        ),
+        rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
         fingerprint=recipe.fingerprint,
         scores="\n".join(_scores(provenance)),
     )
@@ -115,10 +114,6 @@ def _encoding(study: Study, encoding: Mapping[str, Any]) -> str:
 
 def _row(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _span(places: tuple[str, ...]) -> str:
-    return ", ".join(places) if len(places) < 4 else f"{places[0]} … {places[-1]} ({len(places)})"
 
 
 def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from mergesearch.errors import Problem, StudyFileError, unknown
 from mergesearch.recipe import CoefficientValue
 from mergesearch.search.dimension import DIGITS, Dimension
+from mergesearch.search.gradients import mix
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -28,7 +31,7 @@ Point = tuple[float, ...]
 
 
 class Meaning(Protocol):
-    """What one dimension's value means inside a group."""
+    """What one number means inside a group; a straight line in it."""
 
     def __call__(self, value: float) -> Mapping[str, CoefficientValue]:
         """The coefficients that `value` sets."""
@@ -36,9 +39,16 @@ class Meaning(Protocol):
 
 @dataclass(frozen=True)
 class Binding:
-    """A dimension, the groups it acts on and what its value sets there."""
+    """Dimensions, the groups they act on and what their values set there.
 
-    dimension: str
+    Attributes:
+        shares: dimension name to its share in the number that `meaning` is given; positive, with the sum 1. One
+            dimension with share 1, or the two knots of a gradient that the groups lie between.
+        groups: names of groups.
+        meaning: from that number to coefficients.
+    """
+
+    shares: Mapping[str, float]
     groups: tuple[str, ...]
     meaning: Meaning
 
@@ -128,9 +138,9 @@ class SearchSpace:
             group: {k: dict(v) if isinstance(v, Mapping) else v for k, v in self.constants[group].items()}
             for group in self.groups
         }
+        values = {d.name: d.nearest(params[d.name]) for d in self.dimensions}
         for binding in self.bindings:
-            value_here = self.by_name[binding.dimension].nearest(params[binding.dimension])
-            for name, value in binding.meaning(value_here).items():
+            for name, value in binding.meaning(mix(values, binding.shares)).items():
                 for group in binding.groups:
                     _set(found[group], name, value)
         return found
@@ -143,12 +153,10 @@ class SearchSpace:
         if coefficients.keys() != set(self.groups):
             return None
         wanted = {g: _flatten(c) for g, c in coefficients.items()}
-        params: Params = {}
-        for dimension in self.dimensions:
-            value = self._solve(dimension, wanted)
-            if value is None or not dimension.contains(value):
-                return None
-            params[dimension.name] = dimension.nearest(value)
+        solved = self._solve(wanted)
+        if not all(d.contains(solved[d.name]) for d in self.dimensions):
+            return None
+        params = {d.name: d.nearest(solved[d.name]) for d in self.dimensions}
         given = {g: _flatten(c) for g, c in self.coefficients(params).items()}
         same = all(self._equal(given[g], wanted[g]) for g in self.groups)
         return params if same else None
@@ -156,12 +164,15 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for the study's record: equal for spaces with equal points and meanings."""
         ends = [{d.name: d.low for d in self.dimensions}, {d.name: d.high for d in self.dimensions}]
-        return {
+        plain: dict[str, Any] = {
             "dimensions": [d.to_dict() for d in self.dimensions],
             # What a value means is code; its effect at both ends of every range is data that can be compared.
             "coefficients_at_low": self.coefficients(ends[0]),
             "coefficients_at_high": self.coefficients(ends[1]),
         }
+        if any(len(b.shares) > 1 for b in self.bindings):
+            plain["shares"] = [[list(b.groups), dict(b.shares)] for b in self.bindings]
+        return plain
 
     def _check(self, params: Mapping[str, float]) -> None:
         problems = [Problem(unknown("parameter", k, self.by_name)) for k in params if k not in self.by_name]
@@ -174,20 +185,39 @@ class SearchSpace:
         if problems:
             raise StudyFileError(problems)
 
-    def _solve(self, dimension: Dimension, wanted: Mapping[str, _Flat]) -> float | None:
-        """The value whose meaning is wanted, found from both ends: meanings are straight lines."""
-        if dimension.single:
-            return dimension.low
-        low, high = dimension.low, dimension.high
-        for binding in (b for b in self.bindings if b.dimension == dimension.name):
-            at_low, at_high = _flatten(binding.meaning(low)), _flatten(binding.meaning(high))
-            for key, start in at_low.items():
-                if at_high[key] != start:
-                    target = self._wanted(wanted[binding.groups[0]], key)
-                    if target is None:
-                        return None
-                    return low + (target - start) / (at_high[key] - start) * (high - low)
-        return low
+    def _solve(self, wanted: Mapping[str, _Flat]) -> Params:
+        """The only values that can give what is wanted; whether they do, and are permitted, is not looked at."""
+        params = {d.name: d.low for d in self.dimensions if d.single}
+        gradients: list[tuple[Mapping[str, float], float]] = []
+        for binding in self.bindings:
+            number = self._number(binding, wanted[binding.groups[0]])
+            if number is not None and len(binding.shares) > 1:
+                gradients.append((binding.shares, number))
+            elif number is not None:
+                (name,) = binding.shares
+                params.setdefault(name, number)
+        unknown_knots = list(dict.fromkeys(k for shares, _ in gradients for k in shares if k not in params))
+        if unknown_knots:
+            # Seen from one of the numbers, so that equal numbers give equal knots to the last digit.
+            origin = gradients[0][1]
+            seen = {**params, **dict.fromkeys(unknown_knots, origin)}
+            matrix = [[shares.get(k, 0.0) for k in unknown_knots] for shares, _ in gradients]
+            gaps = [number - mix(seen, shares) for shares, number in gradients]
+            steps = np.linalg.lstsq(np.array(matrix), np.array(gaps), rcond=None)[0].tolist()
+            for k, step in zip(unknown_knots, steps, strict=True):
+                params[k] = float(f"{origin + step:.{DIGITS}g}") if step else origin
+        return {d.name: params.get(d.name, d.low) for d in self.dimensions}
+
+    def _number(self, binding: Binding, wanted: _Flat) -> float | None:
+        """The number whose meaning is wanted, found from two others; None where none or every number may do."""
+        low = min(self.by_name[k].low for k in binding.shares)
+        high = max(self.by_name[k].high for k in binding.shares)
+        at_low, at_high = _flatten(binding.meaning(low)), _flatten(binding.meaning(high))
+        for key, start in at_low.items():
+            if at_high[key] != start:
+                target = self._wanted(wanted, key)
+                return None if target is None else low + (target - start) / (at_high[key] - start) * (high - low)
+        return None
 
     def _equal(self, ours: _Flat, theirs: _Flat) -> bool:
         names = {name for name, _ in ours}

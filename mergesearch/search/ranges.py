@@ -17,16 +17,24 @@ if TYPE_CHECKING:
 MOST_CHOICES = 100_000
 """Values that one dimension may list; beyond that a continuous range says the same."""
 
-RANGE_KEYS = ("values", "low", "high", "step", "log", "tie")
+RANGE_KEYS = ("values", "low", "high", "step", "log", "tie", "knots")
+MOST_KNOTS = 100
 _TIES = ("groups", "sources", "all")
 
 
 @dataclass(frozen=True)
 class Range:
-    """A searched number as it was written, already checked; `tie` says what shares it."""
+    """A searched number as it was written, already checked.
+
+    Attributes:
+        shape: the range, still without a name.
+        tie: what shares the number.
+        knots: how many such numbers make a gradient; None where the groups have a number each.
+    """
 
     shape: Dimension
     tie: Literal["groups", "sources", "all"] | None
+    knots: int | None = None
 
     def named(self, name: str) -> Dimension:
         """The range as a dimension of the space."""
@@ -72,8 +80,14 @@ def read_range(entry: Mapping[str, Any], bounds: Bounds) -> tuple[Range | None, 
     found = [Found(str(k), unknown("key", str(k), RANGE_KEYS)) for k in entry if k not in RANGE_KEYS]
     if entry.get("tie") not in (None, *_TIES):
         found.append(Found("tie", unknown("tie", str(entry["tie"]), _TIES)))
+    knots = entry.get("knots")
+    if knots is not None:
+        if isinstance(knots, bool) or not isinstance(knots, int) or not 2 <= knots <= MOST_KNOTS:
+            found.append(Found("knots", f"expected a whole number from 2 to {MOST_KNOTS}, found {knots!r}"))
+        if entry.get("tie") in ("groups", "all"):
+            found.append(Found("tie", "one value for all groups is no gradient: leave out `tie` or `knots`"))
     shape = _listed(entry, bounds, found) if "values" in entry else _from_to(entry, bounds, found)
-    return (None if found or shape is None else Range(shape, entry.get("tie"))), found
+    return (None if found or shape is None else Range(shape, entry.get("tie"), knots)), found
 
 
 def _from_to(entry: Mapping[str, Any], bounds: Bounds, found: list[Found]) -> Dimension | None:

@@ -10,22 +10,26 @@ coefficients:
     domain: {low: 0, high: 1, step: .05}    # one dimension per group: `weight.domain.segment_1`, …
     expert: {segment_1: {low: 0, high: 1}, segment_2: .5}
   lambda: {low: .1, high: 2, log: true, tie: groups}      # one value for all groups: `lambda`
+  density: {low: .2, high: 1, knots: 3}     # a gradient over depth: `density.knot_1`, `density.knot_2`, …
+  gamma: [0, .01, .1]                       # a gradient that is not searched
 ```
 
 A range or number directly under a coefficient per source stands for every source. `tie` makes one dimension
-of several: `groups`, `sources` or `all`.
+of several: `groups`, `sources` or `all`. A gradient's numbers are spread evenly from the first layer to the last; a
+group has what straight lines between them give at its middle layer (`mergesearch.search.gradients`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from mergesearch.errors import Problem, StudyFileError, unknown
 from mergesearch.search.dimension import Dimension
-from mergesearch.search.points import Binding, GroupCoefficients, SearchSpace
+from mergesearch.search.gradients import knot_shares, knots_told_apart, mix, tidy
+from mergesearch.search.points import Binding, GroupCoefficients, Meaning, SearchSpace
 from mergesearch.search.ranges import Bounds, Range, is_range, number, read_range
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ def build_space(
     method: MethodDeclaration,
     *,
     sources: Sequence[str],
-    groups: Sequence[str],
+    groups: Mapping[str, float],
     template: str,
     config: Mapping[str, Any],
     base: str | None = None,
@@ -49,7 +53,7 @@ def build_space(
     Args:
         method: what the merge method declares.
         sources: the sources that have coefficients (the base left out).
-        groups: the merged parameter groups, in model order.
+        groups: the merged parameter groups, in model order, and their depths from 0 (first layer) to 1 (last).
         template: the source that a shorthand's value belongs to.
         config: plain Python values, as read from YAML.
         base: the source that task vectors are taken from.
@@ -57,7 +61,7 @@ def build_space(
     Raises:
         StudyFileError: with every problem; places are relative to `merge.coefficients`.
     """
-    builder = _Builder(method, tuple(sources), tuple(groups), template)
+    builder = _Builder(method, tuple(sources), groups, template)
     builder.read(config)
     space = builder.finish()
     alone = method.coefficients_for_source(template, list(sources), base, template)
@@ -65,7 +69,10 @@ def build_space(
     return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
 
 
-_Entry = float | Range
+_Entry = float | tuple[float, ...] | Range
+"""A constant, the constants of a gradient, or what is searched."""
+_Shares = tuple[tuple[str, float], ...]
+"""Names of dimensions with their shares, as in `Binding`."""
 
 
 @dataclass(frozen=True)
@@ -90,33 +97,30 @@ class _Expansion:
     def __call__(self, value: float) -> Mapping[str, CoefficientValue]:
         expanded = self.shorthand.expand(value, self.template, self.sources)
         return {
-            k: {s: _tidy(x) for s, x in v.items()} if isinstance(v, Mapping) else _tidy(v) for k, v in expanded.items()
+            k: {s: tidy(x) for s, x in v.items()} if isinstance(v, Mapping) else tidy(v) for k, v in expanded.items()
         }
-
-
-def _tidy(value: float) -> float:
-    """1 − 0.9 is 0.1 here: a recipe should not depend on how a number was reached."""
-    return float(f"{value:.15g}")
 
 
 @dataclass
 class _Use:
-    """Where one dimension acts: all (coefficient, source, group) cells that share its name."""
+    """A dimension and its place among the others: first group, coefficient, source, knot."""
 
     dimension: Dimension
-    rank: tuple[int, int, int]
-    cells: list[tuple[str, str | None, str]] = field(default_factory=list)
+    rank: tuple[int, int, int, int]
 
 
 class _Builder:
     """Reads the mapping once, collecting cells and problems."""
 
     def __init__(
-        self, method: MethodDeclaration, sources: tuple[str, ...], groups: tuple[str, ...], template: str
+        self, method: MethodDeclaration, sources: tuple[str, ...], groups: Mapping[str, float], template: str
     ) -> None:
-        self._method, self._sources, self._groups, self._template = method, sources, groups, template
+        self._method, self._sources, self._template = method, sources, template
+        self._groups, self._depths = tuple(groups), groups
         self._problems: list[Problem] = []
         self._uses: dict[str, _Use] = {}
+        # By group, coefficient and the shares of dimensions there: the sources that have the value.
+        self._cells: dict[tuple[str, str, _Shares], list[str | None]] = {}
         self._constants: dict[tuple[str, str | None, str], float] = {}
         self._covered: set[str] = set()
 
@@ -158,7 +162,6 @@ class _Builder:
                 if name not in self._covered:
                     per_source = self._method.coefficients[name].per_source
                     constants[group][name] = dict.fromkeys(self._sources, default) if per_source else default
-        bindings: list[Binding] = []
         for (name, source, group), value in self._constants.items():
             if name in self._method.shorthands:
                 constants[group].update(self._expansion(name)(value))
@@ -167,23 +170,17 @@ class _Builder:
             else:
                 before = cast("Mapping[str, float]", constants[group].get(name, {}))
                 constants[group][name] = {**before, source: value}
-        uses = sorted(self._uses.values(), key=lambda use: use.rank)
-        for use in uses:
-            bindings += self._bind(use)
-        return SearchSpace(tuple(u.dimension for u in uses), self._groups, constants, tuple(bindings), defaults)
+        bindings = [
+            Binding(dict(shares), (group,), self._meaning(coefficient, tuple(s for s in named if s is not None)))
+            for (group, coefficient, shares), named in self._cells.items()
+        ]
+        dimensions = (use.dimension for use in sorted(self._uses.values(), key=lambda use: use.rank))
+        return SearchSpace(tuple(dimensions), self._groups, constants, tuple(bindings), defaults)
 
-    def _bind(self, use: _Use) -> list[Binding]:
-        by_group: dict[str, list[str | None]] = {}
-        for _, source, group in use.cells:
-            by_group.setdefault(group, []).append(source)
-        coefficient = use.cells[0][0]
-        bindings = []
-        for group, sources in by_group.items():
-            named = tuple(s for s in sources if s is not None)
-            plain = _Meaning(coefficient, named or None)
-            meaning = self._expansion(coefficient) if coefficient in self._method.shorthands else plain
-            bindings.append(Binding(use.dimension.name, (group,), meaning))
-        return bindings
+    def _meaning(self, coefficient: str, sources: tuple[str, ...]) -> Meaning:
+        if coefficient in self._method.shorthands:
+            return self._expansion(coefficient)
+        return _Meaning(coefficient, sources or None)
 
     def _expansion(self, shorthand: str) -> _Expansion:
         return _Expansion(self._method.shorthands[shorthand], self._template, self._sources)
@@ -246,6 +243,12 @@ class _Builder:
             spec = self._read_entry(inner, bounds, (*keys, group))
             if isinstance(spec, Range) and spec.tie in ("groups", "all"):
                 self._problem("cannot be tied over groups: write the range above the groups", *keys, group, "tie")
+            elif isinstance(spec, tuple) or (isinstance(spec, Range) and spec.knots):
+                self._problem(
+                    "a gradient runs over all groups: write it in place of the groups, or give every group a number or "
+                    "a range without knots",
+                    *(*keys, group),
+                )
             self._fill(name, spec, sources, group, keys)
         declared = self._method.coefficients.get(name)
         for group in self._groups:
@@ -262,6 +265,9 @@ class _Builder:
     ) -> None:
         if spec is None:
             return
+        depth = self._depths[group]
+        if isinstance(spec, tuple):
+            spec = mix(dict(enumerate(spec)), knot_shares(depth, len(spec)))
         if isinstance(spec, float):
             self._constants |= {(name, source, group): spec for source in sources or (None,)}
             return
@@ -275,27 +281,55 @@ class _Builder:
             parts = [name]
             if source is not None and spec.tie not in ("sources", "all"):
                 parts.append(source)
-            if spec.tie not in ("groups", "all"):
-                parts.append(group)
-            label = ".".join(parts)
-            rank = (
-                self._groups.index(group),
-                order.index(name),
-                index if source is None else self._sources.index(source),
-            )
-            use = self._uses.setdefault(label, _Use(spec.named(label), rank))
-            use.cells.append((name, source, group))
+            shares = {0: 1.0} if spec.knots is None else knot_shares(depth, spec.knots)
+            named = []
+            for knot, share in shares.items():
+                last = [] if spec.tie in ("groups", "all") else [group if spec.knots is None else f"knot_{knot + 1}"]
+                label = ".".join([*parts, *last])
+                rank = (
+                    self._groups.index(group),
+                    order.index(name),
+                    index if source is None else self._sources.index(source),
+                    knot,
+                )
+                self._uses.setdefault(label, _Use(spec.named(label), rank))
+                named.append((label, share))
+            self._cells.setdefault((group, name, tuple(named)), []).append(source)
 
     def _read_entry(self, entry: object, bounds: Bounds, keys: tuple[str, ...]) -> _Entry | None:
-        """A number, or a range; None when it is neither, which is then among the problems."""
-        if not isinstance(entry, Mapping):
-            value = number(entry)
-            if value is None:
-                self._problem(f"expected a number, {{values: […]}} or {{low: …, high: …}}, found {entry!r}", *keys)
-            elif outside := bounds.outside(value):
-                self._problem(outside, *keys)
-            return value
-        spec, found = read_range(entry, bounds)
+        """A number, a list of them, or a range; None when it is none of these, which is then among the problems."""
+        if isinstance(entry, Mapping):
+            return self._read_range(entry, bounds, keys)
+        if isinstance(entry, list | tuple):
+            values = [self._read_number(inner, bounds, keys) for inner in entry]
+            if len(values) < 2:
+                self._problem(f"a gradient has two or more numbers, found {entry!r}", *keys)
+                return None
+            return None if None in values else tuple(value for value in values if value is not None)
+        return self._read_number(entry, bounds, keys)
+
+    def _read_number(self, entry: object, bounds: Bounds, keys: tuple[str, ...]) -> float | None:
+        value = number(entry)
+        if value is None:
+            self._problem(f"expected a number, {{values: […]}} or {{low: …, high: …}}, found {entry!r}", *keys)
+        elif outside := bounds.outside(value):
+            self._problem(outside, *keys)
+        return value
+
+    def _read_range(self, entry: Mapping[str, Any], bounds: Bounds, keys: tuple[str, ...]) -> Range | None:
+        beside = [key for key in entry if key in self._groups]
+        for group in beside:
+            self._problem("a range for all groups and one for this group: list every group, or none", *keys, group)
+        spec, found = read_range({k: v for k, v in entry.items() if k not in beside}, bounds)
         for key, message in found:
             self._problem(message, *keys, *([key] if key else []))
+        if spec is not None and spec.knots is not None:
+            known = knots_told_apart(set(self._depths.values()), spec.knots)
+            if known < spec.knots:
+                advice = f"take {known} knots" if known > 1 else "leave out `knots`"
+                self._problem(
+                    f"the depths of the groups tell only {known} of {spec.knots} knots apart: {advice}, or divide the "
+                    "model into more segments (`per_layer: true` makes the most)",
+                    *(*keys, "knots"),
+                )
         return spec

@@ -6,15 +6,24 @@ The defaults are the CIKM'25 study's: embeddings from the template, the final no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mergesearch.errors import SourceError, unknown
-from mergesearch.sources.layout import EMBEDDINGS, FINAL_NORM, POOLER, Layout
+from mergesearch.sources.layout import (
+    COMPONENTS,
+    EMBEDDINGS,
+    FINAL_NORM,
+    MLP,
+    NORMS,
+    POOLER,
+    Layout,
+    layer_and_component,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+_KIN = {EMBEDDINGS: MLP, FINAL_NORM: NORMS, POOLER: MLP}
+"""The component that a part outside the layers joins where segments are divided: norms go to norms, and tables and
+heads, which see one token at a time, to the MLPs."""
 
 RULES = ("template", "first_segment", "last_segment", "own")
 """What may happen to a part outside the layers: copied from the template, merged with the coefficients of the
@@ -26,32 +35,40 @@ class Group:
     """Places that share coefficients.
 
     Attributes:
-        name: `segment_1`, `layer_0`, `embeddings`, `final_norm` or `pooler`.
+        name: `segment_1`, `layer_0`, `segment_1_attention`, `embeddings`, `final_norm` or `pooler`.
         places: what it covers, in the model's order.
         merged: False for a group that is copied from the template.
+        depth: of the middle of its layers, from 0 (first layer) to 1 (last); what stands before the layers is at
+            0, what follows them at 1.
     """
 
     name: str
     places: tuple[str, ...]
     merged: bool
+    depth: float
 
 
 @dataclass(frozen=True)
 class Grouping:
     """How a model is divided; exactly one of `segments`, `boundaries` and `per_layer` is given.
 
+    With `components`, a rule joins parts outside the layers to a segment's group of their kind: the final norm to
+    its norms, embeddings and pooler to its MLPs.
+
     Attributes:
         segments: this many segments of layers, as equal as possible, the earlier ones longer.
         boundaries: the first layer, from 0, of every segment after the first.
         per_layer: every layer is a group.
+        components: divide each of these by attention, MLP and norms.
         embeddings: a rule of `RULES` for everything before the layers.
         final_norm: a rule for the norm after the layers; ignored by models that have none.
-        pooler: a rule for what follows it; ignored by models that have none.
+        pooler: a rule for what follows it, a pooler or another head; ignored by models that have none.
     """
 
     segments: int | None = None
     boundaries: tuple[int, ...] | None = None
     per_layer: bool = False
+    components: bool = False
     embeddings: str = "template"
     final_norm: str = "last_segment"
     pooler: str = "template"
@@ -67,30 +84,46 @@ def make_groups(grouping: Grouping, layout: Layout) -> tuple[Group, ...]:
     if problems:
         raise SourceError(problems)
     segments = _segments(grouping, layout.n_layers)
-    prefix, start = ("layer", 0) if grouping.per_layer else ("segment", 1)
-    names = [f"{prefix}_{i}" for i in range(start, start + len(segments))]
-    places = {name: [f"layer.{i}" for i in layers] for name, layers in zip(names, segments, strict=True)}
-    joins = {"first_segment": names[0], "last_segment": names[-1]}
+    depths = {EMBEDDINGS: 0.0, FINAL_NORM: 1.0, POOLER: 1.0}
+    places: dict[str, list[str]] = {EMBEDDINGS: []}
+    for name, layers in segments.items():
+        for part in COMPONENTS if grouping.components else ("",):
+            group = _named(name, part)
+            depths[group] = _depth(layers, layout.n_layers)
+            places[group] = [place for place in layout.places if _lies_in(place, layers, part)]
+    joins = {"first_segment": next(iter(segments)), "last_segment": list(segments)[-1]}
     rules = {EMBEDDINGS: grouping.embeddings, FINAL_NORM: grouping.final_norm, POOLER: grouping.pooler}
-    present = {place: rule for place, rule in rules.items() if place in layout.places}
-    for place, rule in present.items():
-        places.setdefault(joins.get(rule, place), []).append(place)
+    for place in (p for p in rules if p in layout.places):
+        joined = joins.get(rules[place])
+        group = place if joined is None else _named(joined, _KIN[place] if grouping.components else "")
+        places.setdefault(group, []).append(place)
     order = {place: i for i, place in enumerate(layout.places)}
-    groups = [
-        Group(name, tuple(sorted(held, key=order.__getitem__)), merged=present.get(name) != "template")
+    return tuple(
+        Group(name, tuple(sorted(held, key=order.__getitem__)), rules.get(name) != "template", depths[name])
         for name, held in places.items()
-    ]
-    head = [g for g in groups if g.name == EMBEDDINGS]
-    return tuple(head + [g for g in groups if g.name != EMBEDDINGS])
+        if held
+    )
 
 
-def _segments(grouping: Grouping, n_layers: int) -> list[Sequence[int]]:
+def _segments(grouping: Grouping, n_layers: int) -> dict[str, list[int]]:
+    """Name to layers."""
     if grouping.per_layer:
-        return [[i] for i in range(n_layers)]
-    layers = np.arange(n_layers)
-    if grouping.boundaries is not None:
-        return [part.tolist() for part in np.split(layers, list(grouping.boundaries))]
-    return [part.tolist() for part in np.array_split(layers, grouping.segments or 1)]
+        return {f"layer_{i}": [i] for i in range(n_layers)}
+    cuts = grouping.segments or 1 if grouping.boundaries is None else list(grouping.boundaries)
+    return {f"segment_{i}": part.tolist() for i, part in enumerate(np.array_split(np.arange(n_layers), cuts), 1)}
+
+
+def _named(segment: str, component: str) -> str:
+    return f"{segment}_{component}" if component else segment
+
+
+def _depth(layers: list[int], n_layers: int) -> float:
+    return (layers[0] + layers[-1]) / 2 / (n_layers - 1) if n_layers > 1 else 0.5
+
+
+def _lies_in(place: str, layers: list[int], component: str) -> bool:
+    inside = layer_and_component(place)
+    return inside is not None and inside[0] in layers and component in ("", inside[1])
 
 
 def _rule_problems(grouping: Grouping) -> list[str]:

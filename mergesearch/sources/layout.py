@@ -1,13 +1,15 @@
 """The parts of a model, found from the structure of an empty one built from its config.
 
 No architecture is known by name: the transformer blocks are the shallowest list of modules that hold weight
-matrices, and every other parameter is placed by what it is and where it stands relative to that list.
+matrices, every other parameter is placed by what it is and where it stands relative to that list, and inside a
+block by whether it scales, attends, or does neither.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,12 +22,16 @@ from mergesearch.errors import SourceError
 from mergesearch.sources.config import load_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
 
 EMBEDDINGS, FINAL_NORM, POOLER = "embeddings", "final_norm", "pooler"
+ATTENTION, MLP, NORMS = COMPONENTS = ("attention", "mlp", "norms")
+"""Parts of a block: what attends (projections before and after included), all norms, and everything else."""
+
+_ATTENDS = re.compile("attention|attn|mha", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Parameter:
     Attributes:
         name: canonical name: as in the state dict of the bare encoder (AutoModel, or the encoder half).
         shape: of the tensor.
-        place: `layer.3`, `embeddings`, `final_norm` or `pooler`.
+        place: `embeddings`, `layer.3.attention`, `layer.3.mlp`, `layer.3.norms`, `final_norm` or `pooler`, which
+            is a pooler or any other head after the layers.
     """
 
     name: str
@@ -71,12 +78,34 @@ class Layout:
     def places(self) -> tuple[str, ...]:
         """Every place that holds parameters, in the order in which text passes them."""
         used = {parameter.place for parameter in self.parameters.values()}
-        order = (EMBEDDINGS, *(f"layer.{i}" for i in range(self.n_layers)), FINAL_NORM, POOLER)
+        inside = (f"layer.{i}.{component}" for i in range(self.n_layers) for component in COMPONENTS)
+        order = (EMBEDDINGS, *inside, FINAL_NORM, POOLER)
         return tuple(place for place in order if place in used)
 
     def names(self, place: str) -> tuple[str, ...]:
         """Canonical names of the parameters at a place, in the model's order."""
         return tuple(name for name, parameter in self.parameters.items() if parameter.place == place)
+
+
+def layer_and_component(place: str) -> tuple[int, str] | None:
+    """(3, "norms") for `layer.3.norms`; None for a place outside the layers."""
+    kind, _, inside = place.partition(".")
+    if kind != "layer":
+        return None
+    number, _, component = inside.partition(".")
+    return int(number), component
+
+
+def span(places: Sequence[str]) -> str:
+    """What places cover, for people: a layer with all its components is one word, and long lists are cut."""
+    words: list[str] = []
+    for place in places:
+        layer = place.rpartition(".")[0]
+        whole = layer and all(f"{layer}.{component}" in places for component in COMPONENTS)
+        word = layer if whole else place
+        if word not in words:
+            words.append(word)
+    return ", ".join(words) if len(words) < 4 else f"{words[0]} … {words[-1]} ({len(words)})"
 
 
 def read_layout(folder: Path, *, trust_remote_code: bool = False) -> Layout:
@@ -167,7 +196,8 @@ def _place_parameters(model: nn.Module, named: Mapping[str, nn.Parameter], layer
         owner_path = name.rpartition(".")[0]
         owner = model.get_submodule(owner_path)
         if name.startswith(inside):
-            place = f"layer.{name.removeprefix(inside).partition('.')[0]}"
+            number, _, path = owner_path.removeprefix(inside).partition(".")
+            place = f"layer.{number}.{_component(model.get_submodule(inside + number), path)}"
         elif isinstance(owner, nn.Embedding) or i < first_block:
             place = EMBEDDINGS
         elif _is_norm(owner) and inside.startswith(_parent(owner_path)):
@@ -176,6 +206,18 @@ def _place_parameters(model: nn.Module, named: Mapping[str, nn.Parameter], layer
             place = POOLER
         placed[name] = Parameter(name, tuple(parameter.shape), place)
     return placed
+
+
+def _component(block: nn.Module, path: str) -> str:
+    """What the module at `path` inside a block is part of, by its structure and the words of classes and attributes."""
+    if _is_norm(block.get_submodule(path)):
+        return NORMS
+    module = block
+    for name in path.split(".") if path else ():
+        module = module.get_submodule(name)
+        if _ATTENDS.search(name) or _ATTENDS.search(type(module).__name__):
+            return ATTENTION
+    return MLP
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -190,15 +190,17 @@ def test_groups_count_by_their_parameters_and_copied_ones_not_at_all(linear: Stu
     sizes = dict.fromkeys(linear.layout.places, 0)
     for p in linear.layout.parameters.values():
         sizes[p.place] += math.prod(p.shape)
+    first = tuple(place for place in sizes if place.startswith("layer.0"))
+    rest = tuple(place for place in sizes if place not in (*first, "embeddings"))
     alone, half = {"retriever": 1.0, "domain": 0.0}, {"retriever": 0.5, "domain": 0.5}
     groups = (
         GroupRecipe("embeddings", ("embeddings",), copy_from="domain"),
-        GroupRecipe("first", ("layer.0",), coefficients={"weight": alone}),
-        GroupRecipe("rest", ("layer.1", "pooler"), coefficients={"weight": half}),
+        GroupRecipe("first", first, coefficients={"weight": alone}),
+        GroupRecipe("rest", rest, coefficients={"weight": half}),
     )
     recipe = replace(merged(linear, weight=alone), groups=groups)
-    rest = sizes["layer.1"] + sizes["pooler"]
-    expected = math.sqrt(rest / (rest + sizes["layer.0"]) * 0.25)
+    n_first, n_rest = (sum(sizes[place] for place in places) for places in (first, rest))
+    expected = math.sqrt(n_rest / (n_rest + n_first) * 0.25)
     assert Distances(linear).nearest(recipe) == (pytest.approx(expected, abs=1e-6), "retriever")
 
 

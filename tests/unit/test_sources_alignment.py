@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from mergesearch.errors import SourceError
 from mergesearch.sources.alignment import align, check_sources
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.sources.layout import Layout, read_layout
+from mergesearch.sources.layout import COMPONENTS, Layout, read_layout
 from mergesearch.sources.locate import locate
 from tests.tiny_models import KINDS, WORDS, make_tiny, make_variant
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 N_LAYERS = 3
-LAYERS = tuple(f"layer.{i}" for i in range(N_LAYERS))
+LAYERS = tuple(f"layer.{i}.{component}" for i in range(N_LAYERS) for component in COMPONENTS)
 HEADS = dict.fromkeys(("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert"), "mlm")
 HEADS |= dict.fromkeys(("mistral", "llama", "qwen3", "gemma3_text"), "causal") | {"t5": "seq2seq"}
 OTHER_WORDS = ["other", *WORDS[1:]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 
 from mergesearch.errors import SourceError
 from mergesearch.sources.config import load_config
-from mergesearch.sources.layout import build_skeleton, find_layers, read_layout
+from mergesearch.sources.layout import COMPONENTS, build_skeleton, find_layers, read_layout, span
 from mergesearch.sources.locate import locate
 from tests.tiny_models import HIDDEN, KINDS, make_tiny, make_tokenizer
 
@@ -48,7 +50,7 @@ def test_names_and_shapes_are_those_of_the_model_that_encodes(folder: Path) -> N
 
 def test_places(kind: str, folder: Path) -> None:
     layout = read_layout(folder)
-    layers = tuple(f"layer.{i}" for i in range(N_LAYERS))
+    layers = tuple(f"layer.{i}.{component}" for i in range(N_LAYERS) for component in ("attention", "mlp", "norms"))
     final_norm = ("final_norm",) if kind in WITH_FINAL_NORM else ()
     pooler = ("pooler",) if kind in WITH_POOLER else ()
     assert layout.places == ("embeddings", *layers, *final_norm, *pooler)
@@ -67,7 +69,55 @@ def test_every_parameter_is_at_one_place(folder: Path) -> None:
         assert inside == layout.parameters[name].place.startswith("layer.")
         if inside:
             index = name.removeprefix(f"{layout.layers_path}.").split(".")[0]
-            assert layout.parameters[name].place == f"layer.{index}"
+            assert layout.parameters[name].place.startswith(f"layer.{index}.")
+
+
+def test_components_are_what_the_families_call_so(folder: Path) -> None:
+    for name, parameter in read_layout(folder).parameters.items():
+        if not parameter.place.startswith("layer."):
+            continue
+        inside = name.rpartition(".")[0].lower()
+        attends = "mlp" if re.search("attention|attn", inside) is None else "attention"
+        expected = "norms" if "norm" in inside.rpartition(".")[2] else attends
+        assert parameter.place.rpartition(".")[2] == expected, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Counted by hand for hidden size 32 and MLP size 48, without the tiny T5's 32 × 4 table of relative positions.
+        ("bert", {"attention": 4 * (32 * 32 + 32), "mlp": 2 * 32 * 48 + 48 + 32, "norms": 2 * 2 * 32}),
+        ("modernbert", {"attention": 4 * 32 * 32, "mlp": 3 * 32 * 48, "norms": 2 * 32}),
+        ("t5", {"attention": 4 * 32 * 32, "mlp": 2 * 32 * 48, "norms": 2 * 32}),
+        ("qwen3", {"attention": 32 * (32 + 16 + 16 + 32), "mlp": 3 * 32 * 48, "norms": 2 * 32 + 2 * 8}),
+        ("gemma3_text", {"attention": 32 * (32 + 16 + 16 + 32), "mlp": 3 * 32 * 48, "norms": 4 * 32 + 2 * 8}),
+    ],
+)
+def test_components_have_the_sizes_of_the_papers(kind: str, expected: dict[str, int], tmp_path: Path) -> None:
+    layout = read_layout(make_tiny(kind, tmp_path / kind, n_layers=2))
+    found = {
+        component: sum(math.prod(layout.parameters[n].shape) for n in layout.names(f"layer.1.{component}"))
+        for component in COMPONENTS
+    }
+    assert found == expected
+
+
+def test_a_projection_after_the_layers_is_a_head(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dpr", "projection_dim": 8, **sizes}))
+    layout = read_layout(tmp_path)
+    heads = layout.names("pooler")
+    assert {layout.parameters[name].shape for name in heads} == {(8, 32), (8,)}
+    assert all("encode_proj" in name for name in heads)
+
+
+def test_spans_are_read_by_people() -> None:
+    layer = [f"layer.0.{component}" for component in COMPONENTS]
+    assert span(layer) == "layer.0"
+    assert span(["embeddings", *layer]) == "embeddings, layer.0"
+    assert span(layer[:2]) == "layer.0.attention, layer.0.mlp"
+    norms = [f"layer.{i}.norms" for i in range(5)]
+    assert span([*norms, "final_norm"]) == "layer.0.norms … final_norm (6)"
 
 
 def test_embedding_tables_are_embeddings(folder: Path) -> None:
