@@ -240,6 +240,11 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
             for n, raw in align(checkpoint, study.layout).items()
             if study.layout.parameters[n].place in wanted
         }
+    if study.shared is not None:
+        table = study.layout.word_embeddings
+        for headers in sources.values():
+            headers[table] = TensorHeader((len(study.shared), *headers[table].shape[1:]), headers[table].dtype)
+        target[f"{table}, shared rows"] = TensorHeader((len(study.shared), *target[table].shape[1:]), dtype)
     held: ResidentBytes = resident_bytes(study.method, target, sources, base=content.merge.base)
     device = spec.evaluation.device
     in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory

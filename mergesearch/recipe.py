@@ -17,7 +17,11 @@ CoefficientValue = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A model that is read: what the recipe calls it, where it lay, and what it held."""
+    """A model that is read: what the recipe calls it, where it lay, and what it held.
+
+    `content_hash` is of all that the merge takes from it: the weights and, where word embeddings are merged over
+    shared tokens, which of its rows those are.
+    """
 
     name: str
     location: str

@@ -5,6 +5,7 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from collections.abc import Mapping
@@ -21,12 +22,12 @@ from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
-from mergesearch.sources.alignment import align, check_sources
+from mergesearch.sources.alignment import align, check_sources, share_tokens
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group, make_groups
 from mergesearch.sources.layout import EMBEDDINGS, Layout, read_layout
 from mergesearch.sources.locate import commit_of
-from mergesearch.sources.vocabulary import same_vocabulary
+from mergesearch.sources.vocabulary import SharedTokens, same_vocabulary
 from mergesearch.study_checks import Checks, check_coefficients, check_names, search_space
 from mergesearch.study_file import ParsedStudy, parse_study
 from mergesearch.study_inputs import (
@@ -64,6 +65,7 @@ class Study:
         folders: source name to local folder.
         checkpoints: source name to its opened headers.
         layout: the template's parameters and their places.
+        shared: the tokens that embeddings are merged over; None where whole tables are, or none.
         method: the merge method.
         groups: the parameter groups, in model order.
         space: the search space.
@@ -74,6 +76,7 @@ class Study:
     folders: Mapping[str, Path]
     checkpoints: Mapping[str, Checkpoint]
     layout: Layout
+    shared: SharedTokens | None
     method: MergeMethod
     groups: tuple[Group, ...]
     space: SearchSpace
@@ -121,9 +124,19 @@ class Study:
             for p in self.layout.parameters.values()
             if p.name not in names or tuple(checkpoint.tensors[names[p.name]].shape) != tuple(p.shape)
         }
-        if not same_vocabulary(self.folders[template], self.folders[source]):
+        if self.shared is not None:
+            misfits.discard(EMBEDDINGS)  # they were found to fit, row by row
+        elif not same_vocabulary(self.folders[template], self.folders[source]):
             misfits.add(EMBEDDINGS)  # the template's tokenizer would pick other words' rows
         return frozenset(self.layout.places) - misfits
+
+    def content_hash(self, source: str) -> str:
+        """Of all that merges take from a source."""
+        weights = self.checkpoints[source].content_hash
+        if self.shared is None:
+            return weights
+        rows = self.shared.rows[source].numpy().tobytes()
+        return hashlib.sha256(bytes.fromhex(weights) + rows).hexdigest()
 
     def _recipe(self, groups: tuple[GroupRecipe, ...]) -> MergeRecipe:
         content = self.parsed.content
@@ -131,7 +144,7 @@ class Study:
             SourceRef(
                 name,
                 source.model,
-                self.checkpoints[name].content_hash,
+                self.content_hash(name),
                 commit_of(self.folders[name]) or source.revision,
             )
             for name, source in content.sources.items()
@@ -211,6 +224,7 @@ class Study:
                 search=evaluation.search,
                 device=_device(device or workers.device),
             ),
+            shared_tokens=self.shared is not None,
             threads=threads or workers.threads or default_threads(workers.count),
         )
 
@@ -245,6 +259,11 @@ class Study:
     def notes(self) -> list[str]:
         """What a user should know before trusting the study's outcome."""
         notes = [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
+        if self.shared is not None:
+            notes.append(
+                f"embeddings: {len(self.shared):,} of the template's {self.layout.vocab_size:,} rows belong to tokens "
+                "that all sources have and are merged; the others stay the template's"
+            )
         queries = sum(len(c.query_ids) for c in self.collections)
         if queries < FEW_QUERIES:
             notes.append(
@@ -265,7 +284,7 @@ class Study:
         merge = content.merge
         return {
             "seed": content.seed,
-            "sources": {name: c.content_hash for name, c in self.checkpoints.items()},
+            "sources": {name: self.content_hash(name) for name in self.checkpoints},
             "merge": {
                 "method": merge.method,
                 "template": merge.template,
@@ -304,7 +323,7 @@ def resolve(parsed: ParsedStudy) -> Study:
     checks = Checks(parsed)
     check_names(parsed, checks)
     folders, checkpoints = open_sources(parsed, checks)
-    layout = groups = space = None
+    layout = groups = space = shared = None
     if merge.template in folders:
         with checks.at("sources", merge.template):
             layout = read_layout(folders[merge.template], trust_remote_code=merge.template in content.trusted)
@@ -325,14 +344,16 @@ def resolve(parsed: ParsedStudy) -> Study:
                 template=merge.template,
                 layout=layout,
                 merged_places=dict.fromkeys(checkpoints, merged_places),
-                allow_other_vocabulary=merge.allow_other_vocabulary,
+                other_vocabulary=merge.other_vocabulary,
                 trust_remote_code=content.trusted,
             )
+            if merge.other_vocabulary == "shared_tokens" and EMBEDDINGS in merged_places:
+                shared = share_tokens(checkpoints, template=merge.template, layout=layout)
     collections = read_collections(parsed, checks)
     if layout is None or groups is None or space is None:
         checks.raise_if_any()
         raise AssertionError("a study that cannot be resolved has a problem")
-    study = Study(parsed, folders, checkpoints, layout, METHODS[merge.method], groups, space, collections)
+    study = Study(parsed, folders, checkpoints, layout, shared, METHODS[merge.method], groups, space, collections)
     if not checks.found_at("search", "strategy"):
         with checks.at("search", "strategy"):
             study.strategy()

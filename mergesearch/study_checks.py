@@ -121,6 +121,15 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
         _check_method(checks, parsed, METHODS[merge.method])
     if not _well_formed(merge.groups):
         checks.add("say exactly one of `segments`, `boundaries`, `per_layer`", "merge", "groups")
+    copied = merge.groups.embeddings == "template"
+    if merge.other_vocabulary == "template" and not copied:
+        message = "`template` leaves the embeddings to the template: write `embeddings: template` under `groups`, or "
+        checks.add(f"{message}`shared_tokens` here", "merge", "other_vocabulary")
+    if merge.other_vocabulary == "shared_tokens" and copied:
+        message = (
+            "`shared_tokens` merges embeddings: give them another rule under `groups`, such as `embeddings: own`, or "
+        )
+        checks.add(f"{message}write `template` here", "merge", "other_vocabulary")
     _check_search(checks, parsed)
     _check_evaluation(checks, parsed)
     if content.workers.kind == "local" and content.workers.count > 1:

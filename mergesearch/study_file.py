@@ -88,8 +88,10 @@ class MergeEntry(_Closed):
     `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
     options: dict[str, bool | float | str] = {}
     """The method's options that are not searched."""
-    allow_other_vocabulary: bool = False
-    """Merge layers of models whose vocabularies differ (embeddings then have to come from the template)."""
+    other_vocabulary: Literal["refuse", "template", "shared_tokens"] = "refuse"
+    """Sources whose vocabulary is not the template's are an error (`refuse`), lend their layers while all embeddings
+    are the template's (`template`), or are merged with it over the tokens that all sources have, matched by their
+    text, while the word embeddings of other tokens are the template's (`shared_tokens`)."""
 
 
 class StrategyEntry(_Closed):

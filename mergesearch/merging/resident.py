@@ -41,6 +41,8 @@ class ResidentMerger:
         sources: source name to its tensors by canonical name, in the dtype they are stored in; only what some
             group needs.
         places: canonical name to the part of the model it belongs to; groups are made of such places.
+        rows: canonical name to the rows (int64) that are merged; of these tensors sources hold as many rows and no
+            others. Rows that are not named stay as they are.
         chunk_elements: how many elements a kernel sees at once, unless a single row has more.
         statistics: folder that keeps what kernels found out about the sources, for later processes.
 
@@ -54,10 +56,14 @@ class ResidentMerger:
         sources: Mapping[str, Mapping[str, torch.Tensor]],
         places: Mapping[str, str],
         *,
+        rows: Mapping[str, torch.Tensor] | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
         statistics: Path | None = None,
     ) -> None:
-        self._target = {name: tensor.detach() for name, tensor in target.items()}
+        self._model = {name: tensor.detach() for name, tensor in target.items()}
+        self._rows = {name: chosen.to(self._model[name].device) for name, chosen in (rows or {}).items()}
+        # What merges are written to: the model itself, or some rows of it on their own.
+        self._target = self._model | {n: self._model[n].index_select(0, chosen) for n, chosen in self._rows.items()}
         self._sources = {
             source: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             for source, tensors in sources.items()
@@ -110,6 +116,8 @@ class ResidentMerger:
                     self._merge(method, bound[group.name], group, recipe)
                 else:
                     self._copy(group, group.copy_from)
+                for name in self._rows.keys() & set(self._names(group)):
+                    self._model[name].index_copy_(0, self._rows[name], self._target[name])
                 written.append(group.name)
             self._content.update(dict.fromkeys(group.places, decided_by[group.name]))
         return tuple(written)
@@ -117,8 +125,8 @@ class ResidentMerger:
     def fingerprint(self) -> str:
         """SHA-256 of the target as it is: names in order, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
-        for name in sorted(self._target):
-            tensor = self._target[name]
+        for name in sorted(self._model):
+            tensor = self._model[name]
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -9,7 +9,10 @@ from mergesearch.errors import Problem, SourceError, unknown
 from mergesearch.sources.config import config_differences, load_config
 from mergesearch.sources.layout import EMBEDDINGS, POOLER, Layout
 from mergesearch.sources.vocabulary import (
+    OtherVocabulary,
+    SharedTokens,
     Vocabulary,
+    match_tokens,
     read_vocabulary,
     same_tokenizer_file,
     vocabulary_difference,
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 _LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _LISTED = 5
+UNREADABLE = (
+    "has no tokenizer that can be read, so its tokens cannot be matched: put its tokenizer files into the folder."
+)
 
 
 def align(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
@@ -49,7 +55,7 @@ def check_sources(
     template: str,
     layout: Layout,
     merged_places: Mapping[str, Collection[str]],
-    allow_other_vocabulary: bool = False,
+    other_vocabulary: OtherVocabulary = "refuse",
     trust_remote_code: Collection[str] = (),
 ) -> dict[str, dict[str, str]]:
     """Compare every source with the template, on headers and configs alone.
@@ -61,7 +67,8 @@ def check_sources(
         merged_places: per source the places that will be read from it; only these must exist and fit. A
             source with none is not compared. Of the template everything must exist, apart from a pooler that
             is not merged: many encoders are saved without one, and mean or CLS pooling never runs it.
-        allow_other_vocabulary: accept another tokenizer where the token embeddings are not merged.
+        other_vocabulary: what becomes of sources with another tokenizer. `template` accepts them where the
+            embeddings are not merged, `shared_tokens` wherever tokenizers can be read and have tokens in common.
         trust_remote_code: the sources whose configs may run code of their own.
 
     Returns:
@@ -76,25 +83,28 @@ def check_sources(
         raise SourceError([unknown("source", name, checkpoints) for name in strangers])
     reference = load_config(checkpoints[template].folder, trust_remote_code=template in trust_remote_code)
     template_vocabulary = read_vocabulary(checkpoints[template].folder)
+    matched = layout.word_embeddings if other_vocabulary == "shared_tokens" else None
     problems: list[Problem] = []
     aligned: dict[str, dict[str, str]] = {}
     for name, checkpoint in checkpoints.items():
         places = set(merged_places.get(name, ()))
         here: list[str] = []
         if name == template:
+            if matched and EMBEDDINGS in places and template_vocabulary is None:
+                here.append(UNREADABLE)
             here += _misfits(checkpoint, layout, places | (set(layout.places) - {POOLER}))
             aligned[name] = align(checkpoint, layout)
         else:
             if places:
                 here += _config_problems(checkpoint, reference, name in trust_remote_code)
-                here += _misfits(checkpoint, layout, places)
+                here += _misfits(checkpoint, layout, places, matched)
                 here += _vocabulary_problems(
                     checkpoint,
                     checkpoints[template],
                     template_vocabulary,
                     layout,
                     embeddings_merged=EMBEDDINGS in places,
-                    allowed=allow_other_vocabulary,
+                    other_vocabulary=other_vocabulary,
                 )
             found = align(checkpoint, layout)
             aligned[name] = {n: raw for n, raw in found.items() if layout.parameters[n].place in places}
@@ -102,6 +112,33 @@ def check_sources(
     if problems:
         raise SourceError(problems, "The sources do not fit each other:")
     return aligned
+
+
+def share_tokens(checkpoints: Mapping[str, Checkpoint], *, template: str, layout: Layout) -> SharedTokens | None:
+    """The rows of the word embeddings that all sources can lend, for `other_vocabulary: shared_tokens`.
+
+    Args:
+        checkpoints: all sources that embeddings are read from; their tokenizers lie beside them.
+        template: the source whose rows are overwritten.
+        layout: of the template.
+
+    Returns:
+        None where all have the same tokens in the same rows, so that nothing need be matched.
+
+    Raises:
+        SourceError: no token is common to all of them.
+    """
+    tables = {name: align(c, layout)[layout.word_embeddings] for name, c in checkpoints.items()}
+    n_rows = {name: checkpoints[name].tensors[raw].shape[0] for name, raw in tables.items()}
+    vocabularies = {name: read_vocabulary(c.folder) or {} for name, c in checkpoints.items()}
+    if len(set(n_rows.values())) == 1 and all(v == vocabularies[template] for v in vocabularies.values()):
+        return None
+    shared = SharedTokens(layout.word_embeddings, match_tokens(vocabularies, n_rows, template))
+    if not len(shared):
+        raise SourceError(
+            [f"no token is common to all of {', '.join(checkpoints)}: take `other_vocabulary: template`."]
+        )
+    return shared
 
 
 def _spellings(layout: Layout) -> dict[str, list[str]]:
@@ -134,8 +171,8 @@ def _n_layers(checkpoint: Checkpoint, layout: Layout) -> int:
     return len({number for number in numbers if number.isdigit()})
 
 
-def _misfits(checkpoint: Checkpoint, layout: Layout, places: Collection[str]) -> list[str]:
-    """Layer count, then tensors at `places` that are missing or of another shape."""
+def _misfits(checkpoint: Checkpoint, layout: Layout, places: Collection[str], matched: str | None = None) -> list[str]:
+    """Layer count, then tensors at `places` that are missing or of another shape; `matched` may have other rows."""
     aligned = align(checkpoint, layout)
     if not aligned:
         some = ", ".join(list(checkpoint.tensors)[:3])
@@ -154,7 +191,9 @@ def _misfits(checkpoint: Checkpoint, layout: Layout, places: Collection[str]) ->
     shapes = [
         f"tensor {aligned[p.name]!r} is {list(stored)}, the template's is {list(p.shape)}."
         for p in wanted
-        if p.name in aligned and (stored := checkpoint.tensors[aligned[p.name]].shape) != p.shape
+        if p.name in aligned
+        and (stored := checkpoint.tensors[aligned[p.name]].shape) != p.shape
+        and not (p.name == matched and stored[1:] == p.shape[1:])
     ]
     integers = [
         f"tensor {aligned[p.name]!r} is {dtype}, expected floating point."
@@ -179,18 +218,25 @@ def _vocabulary_problems(
     layout: Layout,
     *,
     embeddings_merged: bool,
-    allowed: bool,
+    other_vocabulary: OtherVocabulary,
 ) -> list[str]:
     """Another tokenizer, or, where a tokenizer is missing, another number of token embeddings."""
-    if allowed and not embeddings_merged:
+    if other_vocabulary == "template" and not embeddings_merged:
         return []
     if same_tokenizer_file(checkpoint.folder, template.folder):
         return []
     other = read_vocabulary(checkpoint.folder)
+    if other_vocabulary == "shared_tokens" and embeddings_merged:
+        if other is None:
+            return [UNREADABLE]
+        disjoint = template_vocabulary is not None and template_vocabulary.keys().isdisjoint(other)
+        return ["its tokenizer has no token in common with the template's."] if disjoint else []
     hint = (
-        " Leave the embeddings to the template and set allow_other_vocabulary if you mean it."
+        " Write `merge.other_vocabulary: shared_tokens` to merge the embeddings of the tokens that all sources have, "
+        "or `template`, with `groups.embeddings: template`, to merge layers only."
         if embeddings_merged
-        else " Set allow_other_vocabulary if you mean it: layers then meet tokens they were not trained with."
+        else " Write `merge.other_vocabulary: template` to merge the layers all the same: they will meet tokens that "
+        "they were not trained with."
     )
     if other is not None and template_vocabulary is not None:
         difference = vocabulary_difference(template_vocabulary, other)

@@ -63,6 +63,7 @@ class Layout:
         model_type: as in config.json.
         vocab_size: rows of the token embedding.
         hidden_size: width of the hidden states.
+        word_embeddings: canonical name of the token embedding.
     """
 
     parameters: Mapping[str, Parameter]
@@ -73,6 +74,7 @@ class Layout:
     model_type: str
     vocab_size: int
     hidden_size: int
+    word_embeddings: str
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def read_layout(folder: Path, *, trust_remote_code: bool = False) -> Layout:
         model_type=str(config.model_type),
         vocab_size=int(embedding.shape[0]),
         hidden_size=int(getattr(config.get_text_config(), "hidden_size", embedding.shape[1])),
+        word_embeddings=first_name[id(embedding)],
     )
 
 

@@ -1,18 +1,71 @@
-"""What token id means what: read from tokenizer files, and compared between sources."""
+"""What token id means what: read from tokenizer files, compared between sources, and matched token by token."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
+import torch
 from transformers import AutoTokenizer
 
 from mergesearch.sources.locate import model_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 Vocabulary = dict[str, int]
+OtherVocabulary = Literal["refuse", "template", "shared_tokens"]
+"""What happens to sources with another vocabulary than the template's: they are an error, lend their layers only, or
+lend the word embeddings of the tokens that all sources have, too."""
+_LISTED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTokens:
+    """The tokens that every source has, as rows of its word embeddings.
+
+    Attributes:
+        tensor: canonical name of the word embeddings.
+        rows: source name to row numbers, int64, in the order of the template's rows; at one position all sources
+            have the same token. Rows that are not named here are merged with nothing.
+    """
+
+    tensor: str
+    rows: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+    def select(self, source: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of a source by canonical name, with only the shared rows of the word embeddings."""
+        if self.tensor not in tensors:
+            return dict(tensors)
+        table = tensors[self.tensor]
+        return {**tensors, self.tensor: table.index_select(0, self.rows[source].to(table.device))}
+
+
+def match_tokens(
+    vocabularies: Mapping[str, Vocabulary], n_rows: Mapping[str, int], template: str
+) -> dict[str, torch.Tensor]:
+    """Rows of the tokens that all of `vocabularies` have, matched by the tokens' text.
+
+    Args:
+        vocabularies: by source.
+        n_rows: of each source's word embeddings; tables are padded, and tokenizers may know ids beyond their end.
+        template: the source whose order is followed; a row with several tokens counts once.
+
+    Returns:
+        As `SharedTokens.rows`.
+    """
+    found: dict[int, list[int]] = {}
+    for token, row in vocabularies[template].items():
+        rows = [vocabulary.get(token, -1) for vocabulary in vocabularies.values()]
+        if row not in found and all(0 <= r < n for r, n in zip(rows, n_rows.values(), strict=True)):
+            found[row] = rows
+    table = torch.tensor([found[row] for row in sorted(found)], dtype=torch.int64).reshape(-1, len(vocabularies))
+    return {source: table[:, i].contiguous() for i, source in enumerate(vocabularies)}
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -54,18 +107,21 @@ def vocabulary_difference(template: Vocabulary, other: Vocabulary) -> str | None
     """How `other` assigns ids differently from `template`, in one sentence; None where it does not."""
     if template == other:
         return None
-    missing = len(template.keys() - other.keys())
-    new = len(other.keys() - template.keys())
+    missing = template.keys() - other.keys()
+    new = other.keys() - template.keys()
     moved = sorted((template[t], t) for t in template.keys() & other.keys() if template[t] != other[t])
-    parts = [
-        f"{missing:,} of the template's are missing",
-        f"{new:,} are new",
-        f"{len(moved):,} have another id",
-    ]
-    if moved:
-        index, token = moved[0]
-        parts[-1] += f" ({token!r} is {other[token]}, the template's is {index})"
-    return f"its tokenizer has {len(other):,} tokens, the template's {len(template):,}: {', '.join(parts)}."
+    examples = [f"{token!r} is {other[token]}, the template's is {index}" for index, token in moved[:1]]
+    examples += [f"missing: {_some(missing)}"] if missing else []
+    examples += [f"new: {_some(new)}"] if new else []
+    return (
+        f"its tokenizer has {len(other):,} tokens, the template's {len(template):,}: {len(missing):,} of the "
+        f"template's are missing, {len(new):,} are new, {len(moved):,} have another id ({'; '.join(examples)})."
+    )
+
+
+def _some(tokens: Collection[str]) -> str:
+    listed = ", ".join(map(repr, sorted(tokens)[:_LISTED]))
+    return listed if len(tokens) <= _LISTED else f"{listed}, …"
 
 
 def _from_tokenizer_json(content: dict[str, object]) -> Vocabulary:

@@ -22,7 +22,7 @@ from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollecti
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
-from mergesearch.sources.alignment import align
+from mergesearch.sources.alignment import align, share_tokens
 from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.layout import read_layout
@@ -111,6 +111,7 @@ class EvaluatorSpec:
         evaluation: how.
         threads: CPU threads of the worker.
         trusted: sources whose own Python code may be run.
+        shared_tokens: merge word embeddings over the tokens that all sources have.
     """
 
     folders: Mapping[str, Path]
@@ -120,6 +121,7 @@ class EvaluatorSpec:
     evaluation: EvaluationSettings = EvaluationSettings()
     threads: int = 1
     trusted: frozenset[str] = frozenset()
+    shared_tokens: bool = False
 
 
 class TrialEvaluator:
@@ -188,7 +190,15 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
         wanted = spec.merged_places.get(name, frozenset())
         names = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
         sources[name] = read_tensors(checkpoint, names, device=settings.device)
-    return encoder, ResidentMerger(encoder.parameters, sources, places, statistics=cache_dir() / "statistics")
+    rows = {}
+    if spec.shared_tokens:
+        opened = {name: Checkpoint.open(name, folder) for name, folder in spec.folders.items()}
+        shared = share_tokens(opened, template=spec.template, layout=layout)
+        if shared is not None:
+            sources = {name: shared.select(name, tensors) for name, tensors in sources.items()}
+            rows = {shared.tensor: shared.rows[spec.template]}
+    statistics = cache_dir() / "statistics"
+    return encoder, ResidentMerger(encoder.parameters, sources, places, rows=rows, statistics=statistics)
 
 
 def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False) -> Encoder:

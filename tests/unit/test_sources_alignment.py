@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from mergesearch.errors import SourceError
-from mergesearch.sources.alignment import align, check_sources
+from mergesearch.sources.alignment import UNREADABLE, align, check_sources, share_tokens
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.layout import COMPONENTS, Layout, read_layout
 from mergesearch.sources.locate import locate
@@ -20,6 +20,8 @@ from tests.tiny_models import KINDS, WORDS, make_tiny, make_variant
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mergesearch.sources.vocabulary import OtherVocabulary
 
 N_LAYERS = 3
 LAYERS = tuple(f"layer.{i}.{component}" for i in range(N_LAYERS) for component in COMPONENTS)
@@ -48,7 +50,7 @@ def check(
     layout: Layout,
     *others: Path,
     places: tuple[str, ...] = LAYERS,
-    allow_other_vocabulary: bool = False,
+    other_vocabulary: OtherVocabulary = "refuse",
 ) -> dict[str, dict[str, str]]:
     folders = {"template": template_folder} | {folder.name: folder for folder in others}
     return check_sources(
@@ -56,7 +58,7 @@ def check(
         template="template",
         layout=layout,
         merged_places=dict.fromkeys(folders, places),
-        allow_other_vocabulary=allow_other_vocabulary,
+        other_vocabulary=other_vocabulary,
     )
 
 
@@ -192,11 +194,47 @@ def test_dropout_and_context_do_not_matter(template_folder: Path, layout: Layout
 def test_other_vocabularies(template_folder: Path, layout: Layout, tmp_path: Path) -> None:
     renamed = make_tiny("bert", tmp_path / "renamed", n_layers=N_LAYERS, words=OTHER_WORDS)
     message = refusal(template_folder, layout, renamed)
-    assert "1 of the template's are missing, 1 are new, 0 have another id" in message
-    assert "allow_other_vocabulary" in message
-    check(template_folder, layout, renamed, allow_other_vocabulary=True)
-    with pytest.raises(SourceError, match="Leave the embeddings to the template"):
-        check(template_folder, layout, renamed, places=("embeddings",), allow_other_vocabulary=True)
+    assert "1 of the template's are missing, 1 are new, 0 have another id (missing: 'the'; new: 'other')" in message
+    assert "merge.other_vocabulary: template" in message
+    check(template_folder, layout, renamed, other_vocabulary="template")
+    with pytest.raises(SourceError, match="shared_tokens` to merge the embeddings"):
+        check(template_folder, layout, renamed, places=("embeddings",), other_vocabulary="template")
+    check(template_folder, layout, renamed, places=("embeddings",), other_vocabulary="shared_tokens")
+
+
+def test_shared_tokens_need_tokenizers_tokens_in_common_and_equal_other_tables(
+    template_folder: Path, layout: Layout, tmp_path: Path
+) -> None:
+    bare = make_tiny("bert", tmp_path / "bare", n_layers=N_LAYERS, tokenizer=False)
+    far = make_tiny("bert", tmp_path / "far", n_layers=N_LAYERS, config={"max_position_embeddings": 70})
+    strange = make_tiny("bert", tmp_path / "strange", n_layers=N_LAYERS)
+    (strange / "tokenizer.json").unlink()
+    (strange / "vocab.txt").write_text("α\nβ\n", encoding="utf-8")
+    with pytest.raises(SourceError) as caught:
+        check(template_folder, layout, bare, far, strange, places=("embeddings",), other_vocabulary="shared_tokens")
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"source 'bare': {UNREADABLE}",
+        "source 'far': tensor 'embeddings.position_embeddings.weight' is [70, 32], the template's is [66, 32].",
+        "source 'strange': its tokenizer has no token in common with the template's.",
+    ]
+    check(template_folder, layout, bare, places=LAYERS, other_vocabulary="shared_tokens")
+    with pytest.raises(SourceError, match="source 'template': has no tokenizer"):
+        check(bare, layout, places=("embeddings",), other_vocabulary="shared_tokens")
+
+
+def test_no_token_common_to_three(template_folder: Path, layout: Layout, tmp_path: Path) -> None:
+    opened = {"template": Checkpoint.open("template", template_folder)}
+    for name, tokens in (("one", "the\nof"), ("two", "and\nto")):
+        folder = make_tiny("bert", tmp_path / name, n_layers=N_LAYERS)
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").write_text(tokens, encoding="utf-8")
+        opened[name] = Checkpoint.open(name, folder)
+    with pytest.raises(SourceError, match="no token is common to all of template, one, two"):
+        share_tokens(opened, template="template", layout=layout)
+    pair = {name: opened[name] for name in ("template", "one")}
+    shared = share_tokens(pair, template="template", layout=layout)
+    assert shared is not None
+    assert shared.rows["one"].tolist() == [0, 1]
 
 
 def test_reordered_vocabularies(template_folder: Path, layout: Layout, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ ENDS = ("embeddings", "final_norm", "pooler")
 def layout_of(n_layers: int, ends: tuple[str, ...] = ENDS) -> Layout:
     places = [*ends, *(f"layer.{i}.{component}" for i in range(n_layers) for component in COMPONENTS)]
     parameters = {place: Parameter(place, (2, 2), place) for place in places}
-    return Layout(parameters, {}, (), n_layers, "layers", "tiny", 10, 2)
+    return Layout(parameters, {}, (), n_layers, "layers", "tiny", 10, 2, "embeddings")
 
 
 def whole(*layers: int) -> tuple[str, ...]:
