@@ -184,19 +184,15 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted)
     layout = read_layout(spec.folders[spec.template], trust_remote_code=trusted)
     places = {name: parameter.place for name, parameter in layout.parameters.items()}
+    checkpoints = {name: Checkpoint.open(name, folder) for name, folder in spec.folders.items()}
+    shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
     sources = {}
-    for name, folder in spec.folders.items():
-        checkpoint = Checkpoint.open(name, folder)
+    for name, checkpoint in checkpoints.items():
         wanted = spec.merged_places.get(name, frozenset())
         names = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
-        sources[name] = read_tensors(checkpoint, names, device=settings.device)
-    rows = {}
-    if spec.shared_tokens:
-        opened = {name: Checkpoint.open(name, folder) for name, folder in spec.folders.items()}
-        shared = share_tokens(opened, template=spec.template, layout=layout)
-        if shared is not None:
-            sources = {name: shared.select(name, tensors) for name, tensors in sources.items()}
-            rows = {shared.tensor: shared.rows[spec.template]}
+        tensors = read_tensors(checkpoint, names, device=settings.device)
+        sources[name] = tensors if shared is None else shared.select(name, tensors)
+    rows = {} if shared is None else {shared.tensor: shared.rows[spec.template]}
     statistics = cache_dir() / "statistics"
     return encoder, ResidentMerger(encoder.parameters, sources, places, rows=rows, statistics=statistics)
 
