@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from mergesearch.sources.checkpoint import Checkpoint
 
-_LEGACY = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+"""How names end today, and in early BERT checkpoints."""
 _LISTED = 5
 UNREADABLE = (
     "has no tokenizer that can be read, so its tokens cannot be matched: put its tokenizer files into the folder."
@@ -147,7 +148,7 @@ def _spellings(layout: Layout) -> dict[str, list[str]]:
     for alias, name in layout.tied.items():
         spellings[name].append(alias)
     for name, spelled in spellings.items():
-        for new, old in _LEGACY.items():
+        for new, old in EARLY_NAMES.items():
             if name.endswith(new):
                 spelled.append(name.removesuffix(new) + old)
     return spellings

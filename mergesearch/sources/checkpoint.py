@@ -113,7 +113,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for file in (self.folder / "config.json", *self.files):
-            digest.update(bytes.fromhex(_file_hash(file)))
+            digest.update(bytes.fromhex(file_hash(file)))
         return digest.hexdigest()
 
 
@@ -172,7 +172,7 @@ def _quantised(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
     return [f"is quantised: {len(matrices)} tensors such as {matrices[0]!r} are {first.dtype}. {advice}"]
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
     """SHA-256 of a file in hexadecimal, remembered in the cache folder."""
     state = file.stat()
     key = f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"

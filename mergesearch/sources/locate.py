@@ -21,6 +21,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 """What transformers looks for in a model folder, in its order of preference."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""What PEFT writes beside its config, in its order of preference."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -28,12 +31,12 @@ _SAFE_WEIGHTS = [
     "*.safetensors",
     "*/pytorch_model.bin",
 ]  # modules after the transformer may exist as .bin only
-_PICKLED_WEIGHTS = ["pytorch_model*.bin"]
+_PICKLED_WEIGHTS = ["pytorch_model*.bin", "adapter_model.bin"]
 _NOT_OURS = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*", "optimizer*", "training_args*"]
 
 
 def locate(location: str, *, revision: str | None = None, relative_to: Path | None = None) -> Path:
-    """The folder that `location` stands for, downloaded first where it names a model on the hub.
+    """The folder that `location` stands for, downloaded first where it names a model or an adapter on the hub.
 
     Args:
         location: `package:NAME` or `package:NAME/sub/folder` for a model inside an installed package (which
@@ -74,6 +77,11 @@ def model_folder(folder: Path) -> Path:
     return folder / first if (folder / first / "config.json").is_file() else folder
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Whether `folder` holds a PEFT adapter; one that holds a whole model, too, counts as the model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not _has_model(folder)
+
+
 def commit_of(folder: Path) -> str | None:
     """The hub commit that a downloaded folder holds; None for folders from elsewhere."""
     return folder.name if folder.parent.name == "snapshots" else None
@@ -85,15 +93,8 @@ def _has_model(folder: Path) -> bool:
 
 
 def _checked(folder: Path, location: str) -> Path:
-    inside = model_folder(folder)
-    if (inside / "config.json").is_file():
+    if (model_folder(folder) / "config.json").is_file() or holds_adapter(folder):
         return folder
-    if (folder / "adapter_config.json").is_file():
-        message = (
-            f"{location!r} holds a PEFT adapter and no whole model. Merge it into its base first "
-            f"(peft: `model.merge_and_unload().save_pretrained(...)`) and give that folder."
-        )
-        raise SourceError([message])
     below = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("*/config.json") if _has_model(p.parent))
     hint = f" Models lie in its sub-folders: {', '.join(below)}." if below else ""
     raise SourceError([f"no config.json in {str(folder)!r} (given as {location!r}).{hint}"])
@@ -119,7 +120,7 @@ def _in_package(name: str) -> Path:
     if ".." in parts or not start.is_dir():
         folders = (str(p.relative_to(root)) for p in root.rglob("*") if p.is_dir() and "__pycache__" not in p.parts)
         raise SourceError([unknown(f"folder in package {package!r}:", "/".join(parts), folders)])
-    if _has_model(start):
+    if _has_model(start) or holds_adapter(start):
         return start
     found = [p.parent for p in start.rglob("config.json") if _has_model(p.parent)]
     if len(found) == 1:
