@@ -22,6 +22,7 @@ from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
+from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import align, check_sources, share_tokens
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group, make_groups
@@ -62,7 +63,7 @@ class Study:
 
     Attributes:
         parsed: the study file.
-        folders: source name to local folder.
+        folders: source name to the local folder of its model, which is its base's for an adapter.
         checkpoints: source name to its opened headers.
         layout: the template's parameters and their places.
         shared: the tokens that embeddings are merged over; None where whole tables are, or none.
@@ -86,6 +87,11 @@ class Study:
     def name(self) -> str:
         """The study's name in the database."""
         return self.parsed.content.study
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Source name to local folder of the sources that are PEFT adapters."""
+        return {name: c.adapter for name, c in self.checkpoints.items() if isinstance(c, AdaptedCheckpoint)}
 
     @property
     def merged_sources(self) -> list[str]:
@@ -140,12 +146,13 @@ class Study:
 
     def _recipe(self, groups: tuple[GroupRecipe, ...]) -> MergeRecipe:
         content = self.parsed.content
+        located = {**self.folders, **self.adapters}
         refs = [
             SourceRef(
                 name,
                 source.model,
                 self.content_hash(name),
-                commit_of(self.folders[name]) or source.revision,
+                commit_of(located[name]) or source.revision,
             )
             for name, source in content.sources.items()
         ]
@@ -207,6 +214,7 @@ class Study:
         merged_places = frozenset(p for g in self.groups if g.merged for p in g.places)
         return EvaluatorSpec(
             folders=dict(self.folders),
+            adapters=self.adapters,
             template=content.merge.template,
             merged_places=dict.fromkeys(self.folders, merged_places),
             trusted=content.trusted,
@@ -323,6 +331,12 @@ def resolve(parsed: ParsedStudy) -> Study:
     checks = Checks(parsed)
     check_names(parsed, checks)
     folders, checkpoints = open_sources(parsed, checks)
+    if isinstance(checkpoints.get(merge.template), AdaptedCheckpoint):
+        message = (
+            f"{merge.template!r} is a PEFT adapter, which brings no tokenizer and no whole model: take its base as the "
+            "template, or merge the two with peft (`model.merge_and_unload().save_pretrained(...)`) and give that folder"
+        )
+        checks.add(message, "merge", "template")
     layout = groups = space = shared = None
     if merge.template in folders:
         with checks.at("sources", merge.template):

@@ -111,6 +111,9 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
     for name in content.sources:
         if name in RESERVED_SOURCE_NAMES or "." in name:
             checks.add(f"{name!r} cannot name a source: it is a word of coefficients or holds a dot", "sources", name)
+    for name, source in content.sources.items():
+        if source.adapter_of is not None and source.adapter_of not in content.sources:
+            checks.add(unknown("source", source.adapter_of, content.sources), "sources", name, "adapter_of")
     for role in ("template", "base"):
         name = getattr(merge, role)
         if name is not None and name not in content.sources:

@@ -43,12 +43,14 @@ def _length_shorthand(value: object) -> object:
 
 
 class SourceEntry(_Closed):
-    """A model that is read."""
+    """A model that is read, or a PEFT adapter, which is read as the model that it makes of its base."""
 
     model: str
     """A hub id (`org/name`), a local folder (relative to the study file), or `package:NAME`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
+    adapter_of: str | None = None
+    """For an adapter: the source that is its base; by default the model that it names itself."""
     trust_remote_code: bool = False
     """Run the Python code that lies in this model's folder, which its configuration may need."""
 

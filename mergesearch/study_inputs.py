@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
+from mergesearch.errors import SourceError
+from mergesearch.sources.adapter import open_source
+from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
-from mergesearch.sources.locate import locate, model_folder
+from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
 from mergesearch.study_file import ParsedStudy
 from mergesearch.workers.evaluator import CollectionSpec
@@ -23,13 +27,34 @@ _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"
 
 
 def open_sources(parsed: ParsedStudy, checks: Checks) -> tuple[dict[str, Path], dict[str, Checkpoint]]:
-    """Find every source, downloading it where needed, and read its headers."""
-    folders, checkpoints = {}, {}
+    """Find every source, downloading it where needed, and read its headers.
+
+    Returns:
+        By source: the folder of its model, which is its base's for an adapter, and what it holds.
+    """
+    located: dict[str, Path] = {}
     for name, source in parsed.content.sources.items():
         with checks.at("sources", name):
-            folders[name] = locate(source.model, revision=source.revision, relative_to=parsed.folder)
-            checkpoints[name] = Checkpoint.open(name, folders[name])
+            located[name] = locate(source.model, revision=source.revision, relative_to=parsed.folder)
+    folders, checkpoints = {}, {}
+    for name, found in located.items():
+        with checks.at("sources", name):
+            adapts = holds_adapter(found) or parsed.content.sources[name].adapter_of is not None
+            folder = _base_of(name, parsed, located) if adapts else found
+            if folder is not None:
+                checkpoints[name] = open_source(name, folder, found if adapts else None)
+                folders[name] = folder
     return folders, checkpoints
+
+
+def _base_of(name: str, parsed: ParsedStudy, located: Mapping[str, Path]) -> Path | None:
+    """The folder of an adapter's base; None where that is a source with a problem of its own."""
+    base = parsed.content.sources[name].adapter_of
+    if base is None:
+        return read_adapter_config(located[name]).locate_base(parsed.folder)
+    if base in located and (base == name or holds_adapter(located[base])):
+        raise SourceError([f"adapter_of: {base!r} is an adapter itself; name the model that it was trained on."])
+    return located.get(base)
 
 
 def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:

@@ -86,7 +86,7 @@ def export_merge(
         NothingScoredError: no trial has a score yet.
         ResumeError: sources or settings are not those of the recorded study.
     """
-    check_destination(out, force=force, needed=list(study.folders.values()))
+    check_destination(out, force=force, needed=[*study.folders.values(), *study.adapters.values()])
     check_unchanged(study, store)
     number = choose(study, store).number if trial is None else trial
     recorded = _recorded(store, number)

@@ -22,9 +22,9 @@ from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollecti
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
+from mergesearch.sources.adapter import open_source
 from mergesearch.sources.alignment import align, share_tokens
 from mergesearch.sources.cache import cache_dir
-from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.layout import read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, Task
@@ -104,7 +104,7 @@ class EvaluatorSpec:
     """All that a worker needs to evaluate recipes; small and picklable, it holds no weights and no text.
 
     Attributes:
-        folders: source name to its folder on this machine.
+        folders: source name to the folder of its model on this machine, which is its base's for an adapter.
         template: the source that the resident model is built from.
         merged_places: source name to the places of the model that some recipe may take from it.
         collections: what trials are scored on.
@@ -112,6 +112,7 @@ class EvaluatorSpec:
         threads: CPU threads of the worker.
         trusted: sources whose own Python code may be run.
         shared_tokens: merge word embeddings over the tokens that all sources have.
+        adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
     """
 
     folders: Mapping[str, Path]
@@ -122,6 +123,7 @@ class EvaluatorSpec:
     threads: int = 1
     trusted: frozenset[str] = frozenset()
     shared_tokens: bool = False
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 class TrialEvaluator:
@@ -184,7 +186,9 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted)
     layout = read_layout(spec.folders[spec.template], trust_remote_code=trusted)
     places = {name: parameter.place for name, parameter in layout.parameters.items()}
-    checkpoints = {name: Checkpoint.open(name, folder) for name, folder in spec.folders.items()}
+    # Which tokens are shared, all sources decide; else those that no recipe needs are left alone.
+    opened = [name for name in spec.folders if spec.shared_tokens or spec.merged_places.get(name)]
+    checkpoints = {name: open_source(name, spec.folders[name], spec.adapters.get(name)) for name in opened}
     shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
     sources = {}
     for name, checkpoint in checkpoints.items():

@@ -12,7 +12,7 @@ from huggingface_hub import constants, errors
 
 from mergesearch.errors import SourceError
 from mergesearch.sources.cache import cache_dir
-from mergesearch.sources.locate import commit_of, locate, model_folder
+from mergesearch.sources.locate import commit_of, holds_adapter, locate, model_folder
 from tests.tiny_models import make_tiny
 
 if TYPE_CHECKING:
@@ -87,9 +87,16 @@ def test_folders_that_hold_no_model(tiny: Path, tmp_path: Path) -> None:
         locate(str(tiny.parent))
     with pytest.raises(SourceError, match="not a hub id, so it has no revision 'main'"):
         locate(str(tiny), revision="main")
+
+
+def test_adapters_are_found_and_whole_models_are_none(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match="PEFT adapter"):
-        locate(str(tmp_path))
+    assert locate(str(tmp_path)) == tmp_path
+    assert holds_adapter(tmp_path)
+    shutil.copy(tiny / "config.json", tmp_path)  # as sentence-transformers saves an adapter
+    assert holds_adapter(tmp_path)
+    shutil.copy(tiny / "model.safetensors", tmp_path)
+    assert not holds_adapter(tmp_path)
 
 
 def test_early_sentence_transformers_folders(tiny: Path, tmp_path: Path) -> None:
