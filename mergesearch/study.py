@@ -333,8 +333,8 @@ def resolve(parsed: ParsedStudy) -> Study:
     folders, checkpoints = open_sources(parsed, checks)
     if isinstance(checkpoints.get(merge.template), AdaptedCheckpoint):
         message = (
-            f"{merge.template!r} is a PEFT adapter, which brings no tokenizer and no whole model: take its base as the "
-            "template, or merge the two with peft (`model.merge_and_unload().save_pretrained(...)`) and give that folder"
+            f"{merge.template!r} is a PEFT adapter and no whole model: take its base as the template, or merge the two "
+            "with peft (`model.merge_and_unload().save_pretrained(...)`) and give that folder"
         )
         checks.add(message, "merge", "template")
     layout = groups = space = shared = None

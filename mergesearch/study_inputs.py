@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergesearch.errors import SourceError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
-from mergesearch.errors import SourceError
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.checkpoint import Checkpoint

@@ -53,12 +53,12 @@ class LowRank:
     def apply(self, weight: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A new tensor, float32."""
         product = parts[self.b].float() @ parts[self.a].float()
-        changed = weight.float() + self.scale * (product.T if self.transposed else product)
+        changed = torch.add(weight.float(), product.T if self.transposed else product, alpha=self.scale)
         if self.magnitude is None:
             return changed
         inputs = 0 if self.transposed else 1
-        norms = torch.linalg.norm(changed, dim=inputs)
-        return changed * (parts[self.magnitude].float() / norms).unsqueeze(inputs)
+        factors = parts[self.magnitude].float() / torch.linalg.norm(changed, dim=inputs)
+        return changed.mul_(factors.unsqueeze(inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,7 @@ class AdaptedCheckpoint(Checkpoint):
     reading; the others are mapped from the base's files, or from the adapter's where it holds them whole.
 
     Attributes:
+        files: the base's, and the adapter's as the last.
         base: the model that the adapter was trained on.
         adapter: the adapter's folder.
         whole: raw names of tensors that the adapter replaces or adds, to their names in its file.
@@ -215,7 +216,7 @@ class _Names:
 
     def __init__(self, modules: Iterable[str], base: Checkpoint) -> None:
         self._raw = {_modern(raw): raw for raw in base.tensors}
-        prefixes = defaultdict(list)
+        prefixes: dict[str, list[str]] = defaultdict(list)
         for name in self._raw:
             for start, end in _cuts(name):
                 prefixes[end].append(start)
@@ -223,7 +224,7 @@ class _Names:
         for module in modules:
             weight = f"{module}.weight"
             votes.update((start, "") for start, end in _cuts(weight) if end in self._raw)
-            votes.update(("", start) for start in prefixes[weight] if start)
+            votes.update(("", start) for start in prefixes.get(weight, ()) if start)
         self.fit = bool(votes)
         best = max(votes, key=lambda pair: (votes[pair], -len("".join(pair))), default=("", ""))
         self._outer, self._inner = best

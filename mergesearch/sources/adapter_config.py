@@ -106,7 +106,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     try:
         content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SourceError([f"holds no adapter: there is no {ADAPTER_CONFIG} in {folder}."]) from None
+        raise SourceError([f"holds no adapter (no {ADAPTER_CONFIG}). A whole model needs no `adapter_of:`."]) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise SourceError([f"{ADAPTER_CONFIG} is not valid JSON: {error}."]) from None
     if not isinstance(content, dict):

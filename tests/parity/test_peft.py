@@ -60,7 +60,9 @@ CASES = {
     ),
     "embeddings": Case("bert", "AutoModel", {"target_modules": ["word_embeddings", "query"]}),
     "embeddings, DoRA": Case("mistral", "AutoModel", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
-    "modules_to_save": Case("bert", "AutoModel", {"target_modules": ["query"], "modules_to_save": ["pooler", "LayerNorm"]}),
+    "modules_to_save": Case(
+        "bert", "AutoModel", {"target_modules": ["query"], "modules_to_save": ["pooler", "LayerNorm"]}
+    ),
     "biases of the adapted": Case("bert", "AutoModel", {"target_modules": BERT, "bias": "lora_only"}),
     "all biases": Case("bert", "AutoModel", {"target_modules": BERT, "bias": "all"}),
     "some layers": Case("bert", "AutoModel", {"target_modules": ["query"], "layers_to_transform": [1]}),
