@@ -54,6 +54,9 @@ class Listener:
     not end because a terminal did.
     """
 
+    def measured(self, source: str, loss: float, seconds: float) -> None:
+        """The loss of a source on the study's examples was measured, before any trial."""
+
     def recorded(self, finished: int) -> None:
         """So many trials had ended before this call of `run_study`."""
 

@@ -97,7 +97,10 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Everything `mergesearch plan` shows; `seconds_per_trial` is estimated from a measured matmul rate."""
+    """Everything `mergesearch plan` shows.
+
+    `seconds_per_trial` is estimated from a measured matmul rate; `measured_first` says what is measured of the sources.
+    """
 
     study: str
     sources: dict[str, dict[str, Any]]
@@ -111,6 +114,7 @@ class StudyPlan:
     memory: MemoryPlan
     workers: int
     seconds_per_trial: float
+    measured_first: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -156,6 +160,8 @@ class StudyPlan:
             f"tokens per trial: {about}{tokens:,} ({per_collection})",
             f"estimated: {_duration(self.seconds_per_trial)} per trial on one worker",
         ]
+        if self.measured_first:
+            lines.insert(0, f"before the first trial: {self.measured_first}")
         if self.trials is not None:
             lines[-1] += f", {_duration(self.trials * self.seconds_per_trial / self.workers)} in all"
             lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
@@ -202,7 +208,17 @@ def make_plan(study: Study) -> StudyPlan:
         memory=memory_plan(study, tokens=sum(tokens.values())),
         workers=study.parsed.content.workers.count,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rate * EXPECTED_EFFICIENCY),
+        measured_first=_measured_first(study),
     )
+
+
+def _measured_first(study: Study) -> str:
+    """What is measured of the sources; empty where nothing is."""
+    if study.examples is None:
+        return ""
+    sources, examples = study.sources_to_measure, study.examples
+    on = f"on {_count(len(examples), 'example')}, once per study"
+    return f"the {examples.loss} losses of {_count(len(sources), 'source')} ({', '.join(sources)}) {on}"
 
 
 def check_memory(study: Study) -> None:

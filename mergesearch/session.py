@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergesearch.controller import Controller, Listener, Summary
+from mergesearch.measuring import with_losses
 from mergesearch.planning import check_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.store import StudyStore
@@ -65,6 +66,8 @@ def run_study(
 ) -> Summary:
     """Evaluate trials until the study's budget is used; what is already recorded counts.
 
+    A method that weighs sources by their losses has them measured first, here and not by the workers.
+
     Args:
         study: the resolved study.
         store: its records, from `open_store`.
@@ -74,8 +77,11 @@ def run_study(
     Raises:
         MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
         WorkerError: workers cannot be started or kept alive.
+        SourceError: the loss of a source cannot be measured.
     """
     if study.parsed.content.workers.address is None:  # elsewhere the memory is not this machine's
         check_memory(study)
+    listener = listener or Listener()
+    study = with_losses(study, store, listener.measured)
     with open_pool(study, progress) as pool:
-        return Controller(study, store, pool, listener or Listener()).run()
+        return Controller(study, store, pool, listener).run()

@@ -9,7 +9,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.examples import ExampleSet
 from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
@@ -29,7 +30,14 @@ from mergesearch.sources.groups import Group, make_groups
 from mergesearch.sources.layout import EMBEDDINGS, Layout, read_layout
 from mergesearch.sources.locate import commit_of
 from mergesearch.sources.vocabulary import SharedTokens, same_vocabulary
-from mergesearch.study_checks import Checks, check_coefficients, check_names, search_space
+from mergesearch.study_checks import (
+    Checks,
+    check_coefficients,
+    check_names,
+    given_measurements,
+    search_space,
+    sources_to_measure,
+)
 from mergesearch.study_file import ParsedStudy, parse_study
 from mergesearch.study_inputs import (
     check_encoding,
@@ -38,6 +46,7 @@ from mergesearch.study_inputs import (
     grouping,
     open_sources,
     read_collections,
+    read_example_set,
 )
 from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec, default_threads
 
@@ -71,6 +80,8 @@ class Study:
         groups: the parameter groups, in model order.
         space: the search space.
         collections: the dev splits, sampled and pooled, in the file's order.
+        examples: what losses of the sources are measured on; None where none are, or the study file gives them.
+        measured: the losses as far as they are known, by coefficient and source: part of every recipe.
     """
 
     parsed: ParsedStudy
@@ -82,6 +93,8 @@ class Study:
     groups: tuple[Group, ...]
     space: SearchSpace
     collections: tuple[Collection, ...]
+    examples: ExampleSet | None = None
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -106,12 +119,24 @@ class Study:
         """The recipe with these coefficients per merged group; other groups are copied from the template."""
         merge = self.parsed.content.merge
         groups = tuple(
-            GroupRecipe(g.name, g.places, coefficients=coefficients[g.name])
+            GroupRecipe(g.name, g.places, coefficients={**coefficients[g.name], **self.measured})
             if g.merged
             else GroupRecipe(g.name, g.places, copy_from=merge.template)
             for g in self.groups
         )
         return self._recipe(groups)
+
+    @property
+    def sources_to_measure(self) -> tuple[str, ...]:
+        """The sources whose loss is measured before the first trial."""
+        if self.examples is None:
+            return ()
+        return tuple(dict.fromkeys(s for sources in sources_to_measure(self.parsed).values() for s in sources))
+
+    def with_losses(self, losses: Mapping[str, float]) -> Study:
+        """The study with the losses of `sources_to_measure`."""
+        needed = sources_to_measure(self.parsed)
+        return replace(self, measured={name: {s: losses[s] for s in sources} for name, sources in needed.items()})
 
     def source_alone(self, source: str) -> MergeRecipe:
         """The recipe that is one source, unmerged, in every place the source has."""
@@ -300,6 +325,7 @@ class Study:
                 "options": merge.options,
                 "groups": {g.name: {"places": list(g.places), "merged": g.merged} for g in self.groups},
                 "space": self.space.to_dict(),
+                **({"measured": self._what_is_measured()} if self.method.measured else {}),
             },
             "evaluation": {
                 **content.evaluation.model_dump(exclude={"collections", "search", "prompts"}),
@@ -310,6 +336,10 @@ class Study:
                 },
             },
         }
+
+    def _what_is_measured(self) -> Mapping[str, Any]:
+        """The same before and after it is measured."""
+        return given_measurements(self.parsed) if self.examples is None else self.examples.describe()
 
 
 def load_study(path: Path | str) -> Study:
@@ -364,16 +394,18 @@ def resolve(parsed: ParsedStudy) -> Study:
             if merge.other_vocabulary == "shared_tokens" and EMBEDDINGS in merged_places:
                 shared = share_tokens(checkpoints, template=merge.template, layout=layout)
     collections = read_collections(parsed, checks)
+    examples = read_example_set(parsed, checks)
     if layout is None or groups is None or space is None:
         checks.raise_if_any()
         raise AssertionError("a study that cannot be resolved has a problem")
-    study = Study(parsed, folders, checkpoints, layout, shared, METHODS[merge.method], groups, space, collections)
+    method = METHODS[merge.method]
+    study = Study(parsed, folders, checkpoints, layout, shared, method, groups, space, collections, examples)
     if not checks.found_at("search", "strategy"):
         with checks.at("search", "strategy"):
             study.strategy()
     _check_enqueued(study, checks)
     checks.raise_if_any()
-    return study
+    return replace(study, measured=given_measurements(parsed))
 
 
 def _check_enqueued(study: Study, checks: Checks) -> None:

@@ -20,10 +20,11 @@ from mergesearch.evaluation.formats import FORMATS
 from mergesearch.evaluation.metrics import parse_metric
 from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.registry import METHODS
+from mergesearch.search.ranges import number
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
-from mergesearch.study_file import RESERVED_SOURCE_NAMES, CollectionEntry, GroupsEntry, ParsedStudy
+from mergesearch.study_file import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, ParsedStudy
 
 Key = str | int
 _SOURCE = re.compile(r"source '([^']+)'")
@@ -173,9 +174,26 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         sources=[s for s in parsed.content.sources if s != base],
         groups=groups,
         template=merge.template,
-        config=merge.coefficients,
+        config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
     )
+
+
+def sources_to_measure(parsed: ParsedStudy) -> dict[str, tuple[str, ...]]:
+    """What the method measures, and of which sources; none where it measures nothing."""
+    merge, method = parsed.content.merge, METHODS[parsed.content.merge.method]
+    names = method.merged_sources(parsed.content.sources, merge.base, merge.template)
+    return {name: method.measured_sources(name, names, merge.options) for name in method.measured}
+
+
+def given_measurements(parsed: ParsedStudy) -> dict[str, dict[str, float]]:
+    """Measurements that the study file gives as numbers, of the sources that matter."""
+    given = parsed.content.merge.coefficients
+    return {
+        name: {source: float(given[name][source]) for source in sources}
+        for name, sources in sources_to_measure(parsed).items()
+        if name in given
+    }
 
 
 def _well_formed(groups: GroupsEntry) -> bool:
@@ -208,6 +226,65 @@ def _check_method(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> N
         elif not option.accepts(setting):
             message = f"{name} is of type {option.type.__name__}, found {setting!r}"
             checks.add(message, "merge", "options", name)
+    if merge.template in sources:
+        _check_measured(checks, parsed, method)
+
+
+def _check_measured(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> None:
+    """What is measured of the sources has to be given, or examples to measure it on."""
+    merge = parsed.content.merge
+    open_ones = []
+    for name, sources in sources_to_measure(parsed).items():
+        if name in merge.coefficients:
+            _check_given(checks, parsed, name, sources)
+        elif sources:
+            open_ones.append(f"{name} of {', '.join(sources)}")
+    if open_ones and merge.examples is None:
+        message = (
+            f"{method.name} weighs sources by the {' and the '.join(open_ones)}: name `examples:` to measure it on"
+        )
+        checks.add(f"{message}, or give the numbers, coefficients: {{loss: {{SOURCE: …}}}}", "merge", "method")
+    if merge.examples is not None and not open_ones:
+        given = [name for name in method.measured if name in merge.coefficients]
+        why = f"`{given[0]}` is given" if given else f"{method.name} measures nothing of these sources"
+        checks.add(f"{why}: remove `examples:`", "merge", "examples")
+    elif merge.examples is not None:
+        _check_examples(checks, parsed, merge.examples)
+
+
+def _check_given(checks: Checks, parsed: ParsedStudy, name: str, needed: tuple[str, ...]) -> None:
+    keys, given = ("merge", "coefficients", name), parsed.content.merge.coefficients[name]
+    if not isinstance(given, Mapping):
+        checks.add(f"{name} is measured and not searched: give one number per source, found {given!r}", *keys)
+        return
+    for source, value in given.items():
+        if source not in parsed.content.sources:
+            checks.add(f"{name}: {unknown('source', str(source), parsed.content.sources)}", *keys, source)
+        elif number(value) is None:
+            checks.add(
+                f"{name}.{source} is measured and not searched: expected a number, found {value!r}", *keys, source
+            )
+    for source in needed:
+        if source not in given:
+            checks.add(f"{name} has no value for source {source!r}", *keys)
+
+
+def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry) -> None:
+    keys, collection = ("merge", "examples"), examples.collection
+    if (examples.file is None) == (collection is None):
+        checks.add("say where examples come from: exactly one of `file` and `collection`", *keys)
+    if collection is None:
+        return
+    keys = (*keys, "collection")
+    if examples.loss == "language_model":
+        checks.add("a collection has no outputs to generate: give a `file` of inputs and outputs", *keys)
+    if collection.format not in FORMATS:
+        checks.add(unknown("collection format", collection.format, FORMATS), *keys, "format")
+        return
+    checks.options(FORMATS[collection.format].options, collection.options, *keys, beside=type(collection))
+    tests = [(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
+    if collection.split == "test" or (collection.format, collection.options, collection.split) in tests:
+        checks.add("examples may not be test queries, which are to choose nothing", *keys, "split")
 
 
 def _check_search(checks: Checks, parsed: ParsedStudy) -> None:

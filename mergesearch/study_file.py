@@ -75,6 +75,49 @@ class GroupsEntry(_Closed):
     """A pooler, or whatever other head the model has after the last layer."""
 
 
+class PromptsEntry(_Closed):
+    """Text put before every query or document; the template's own prompts by default."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class ExamplesCollectionEntry(_Closed):
+    """Where examples are drawn from: a split of a judged collection. Other keys are its format's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    format: str = "beir"
+    split: str = "train"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The format's own options."""
+        return dict(self.model_extra or {})
+
+
+class ExamplesEntry(_Closed):
+    """A few labelled examples, on which the loss of every source is measured before the search."""
+
+    loss: Literal["contrastive", "language_model"] = "contrastive"
+    """Of retrievers, or of language models that generate the outputs."""
+    file: str | None = None
+    """One JSON object a line: `query`, `pos` and `neg`, or `input` and `output` for language models."""
+    collection: ExamplesCollectionEntry | None = None
+    """Instead of a file: queries with a relevant document and BM25 negatives each."""
+    n: int | None = Field(default=None, ge=1)
+    """How many examples, drawn with the seed; by default all of a file, 5 of a collection."""
+    negatives: int = Field(default=7, ge=1)
+    """Negatives per example, at most."""
+    batch_size: int = Field(default=2, ge=1)
+    """Examples that share their negatives."""
+    temperature: float = Field(default=0.05, gt=0)
+    """What the contrastive loss divides similarities by."""
+    seed: int | None = Field(default=None, ge=0)
+    """The study's by default."""
+    prompts: PromptsEntry = PromptsEntry()
+
+
 class MergeEntry(_Closed):
     """What is merged, and with which coefficients."""
 
@@ -88,6 +131,8 @@ class MergeEntry(_Closed):
     coefficients: dict[str, Any]
     """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source or group; with
     `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
+    examples: ExamplesEntry | None = None
+    """What a method measures of the sources (the losses of `cocktail`) is measured on these."""
     options: dict[str, bool | float | str] = {}
     """The method's options that are not searched."""
     other_vocabulary: Literal["refuse", "template", "shared_tokens"] = "refuse"
@@ -137,13 +182,6 @@ class LengthsEntry(_Closed):
 
     query: int | None = Field(default=None, ge=8)
     document: int | None = Field(default=None, ge=8)
-
-
-class PromptsEntry(_Closed):
-    """Text put before every query or document; the template's own prompts by default."""
-
-    query: str | None = None
-    document: str | None = None
 
 
 class CollectionEntry(_Closed):

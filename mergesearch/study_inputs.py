@@ -13,6 +13,13 @@ from typing import Any
 
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.examples import (
+    ExampleSet,
+    draw_examples,
+    read_completion_examples,
+    read_retrieval_examples,
+)
+from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
@@ -20,7 +27,7 @@ from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
-from mergesearch.study_file import ParsedStudy
+from mergesearch.study_file import ParsedStudy, PromptsEntry
 from mergesearch.workers.evaluator import CollectionSpec
 
 _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
@@ -67,15 +74,18 @@ def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:
     with checks.at("evaluation"):
         files = resolve(template, choices).files
         prompts = stated_prompts(files)
-        for i, spec in enumerate(collection_specs(parsed)):
+        given = [(("evaluation", "collections", i), c.prompts) for i, c in enumerate(collection_specs(parsed))]
+        if parsed.content.merge.examples is not None:
+            given.append((("merge", "examples"), _prompts(parsed, parsed.content.merge.examples.prompts)))
+        for keys, own in given:
             for kind, prompt in prompts.items():
-                if prompt is None and spec.prompts[kind] is None:
+                if prompt is None and own[kind] is None:
                     names = ", ".join(repr(name) for name, text in files.prompts.items() if text)
                     message = (
                         f"the template has prompts named {names}, and none is said to be for a {kind}: give the text "
                         f"under `prompts: {{{kind}: …}}` (an empty text for none)"
                     )
-                    checks.add(message, "evaluation", "collections", i)
+                    checks.add(message, *keys)
 
 
 def read_collections(parsed: ParsedStudy, checks: Checks) -> tuple[Collection, ...]:
@@ -88,10 +98,42 @@ def read_collections(parsed: ParsedStudy, checks: Checks) -> tuple[Collection, .
     return tuple(collections)
 
 
+def read_example_set(parsed: ParsedStudy, checks: Checks) -> ExampleSet | None:
+    """The examples that sources are judged by, where there are some and their entry is sound."""
+    entry, keys = parsed.content.merge.examples, ("merge", "examples")
+    if entry is None or checks.found_at(*keys):
+        return None
+    seed = parsed.content.seed if entry.seed is None else entry.seed
+    rest: dict[str, Any] = {
+        "batch_size": entry.batch_size,
+        "temperature": entry.temperature,
+        "prompts": _prompts(parsed, entry.prompts),
+    }
+    with checks.at(*keys, "file" if entry.collection is None else "collection"):
+        if entry.collection is not None:
+            c = entry.collection
+            judged = load_collection(c.format, c.options, name="examples", split=c.split, relative_to=parsed.folder)
+            return ExampleSet(draw_examples(judged, n=entry.n, negatives=entry.negatives, seed=seed), **rest)
+        path = parsed.folder / Path(entry.file or "").expanduser()
+        if entry.loss == "contrastive":
+            found = read_retrieval_examples(path, n=entry.n, negatives=entry.negatives, seed=seed)
+            return ExampleSet(found, **rest)
+        return ExampleSet(completions=read_completion_examples(path, n=entry.n, seed=seed), **rest)
+    return None
+
+
+def _prompts(parsed: ParsedStudy, own: PromptsEntry) -> dict[str, str | None]:
+    """An entry's own prompts, or the study's."""
+    study = parsed.content.evaluation.prompts
+    return {
+        "query": study.query if own.query is None else own.query,
+        "document": study.document if own.document is None else own.document,
+    }
+
+
 def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[CollectionSpec, ...]:
     """The collections of a study file: the dev splits that trials are scored on, or the whole test splits."""
     content = parsed.content
-    prompts = content.evaluation.prompts
     return tuple(
         CollectionSpec(
             name=c.name,
@@ -103,10 +145,7 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
             pool_negatives=None if test or c.pool is None else c.pool.negatives,
             seed=content.seed,
             weight=c.weight,
-            prompts={
-                "query": prompts.query if c.prompts.query is None else c.prompts.query,
-                "document": prompts.document if c.prompts.document is None else c.prompts.document,
-            },
+            prompts=_prompts(parsed, c.prompts),
         )
         for c in content.evaluation.collections
     )

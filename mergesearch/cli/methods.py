@@ -26,6 +26,7 @@ def command(output: str) -> None:
             "title": m.title,
             "paper": m.paper,
             "coefficients": [*m.coefficients, *m.shorthands],
+            "measured": list(m.measured),
             "base": m.needs_base,
         }
         for m in METHODS.values()
@@ -42,7 +43,7 @@ def command(output: str) -> None:
             (
                 m["name"],
                 f"{m['title']}, from a base" if m["base"] else m["title"],
-                ", ".join(m["coefficients"]),
+                ", ".join([*m["coefficients"], *(f"{name} (measured)" for name in m["measured"])]),
                 m["paper"],
             )
             for m in methods

@@ -47,6 +47,10 @@ class StudyProgress(Listener):
         """Batches of the running trial (local workers only)."""
         self._bars.update(self._batches, completed=done, total=total)
 
+    def measured(self, source: str, loss: float, seconds: float) -> None:
+        """One line with the loss."""
+        self._line(f"loss {loss:>9.4f}  {seconds:5.1f} s  {source}", step=False)
+
     def recorded(self, finished: int) -> None:
         """How many trials an earlier process had finished."""
         self._bars.update(self._trials, completed=finished)

@@ -133,3 +133,17 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bars, and no report of weights that a checkpoint has too many or too few of."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with no_progress_bar():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -67,28 +67,29 @@ def pool_documents(collection: Collection, negatives: int, seed: int) -> Collect
         raise CollectionError([Problem(message, where)])
     kept = {doc_id for grades in collection.qrels.values() for doc_id in grades}
     if negatives:
-        kept.update(_negatives(collection, negatives, seed))
+        for found in hard_negatives(collection, negatives, seed).values():
+            kept.update(found)
     return collection.with_documents(kept)
 
 
-def _negatives(collection: Collection, k: int, seed: int) -> set[str]:
-    """Ids of the k best-scored documents per query that are not relevant to it."""
+def hard_negatives(collection: Collection, k: int, seed: int) -> dict[str, list[str]]:
+    """Query id to the ids of the k best-scored documents that are not relevant to it, best first."""
     doc_tokens = [tokenize(text) for text in collection.doc_texts]
     if not any(doc_tokens):
-        return set()
+        return {query_id: [] for query_id in collection.query_ids}
     index = bm25s.BM25(backend="numpy")
     index.index(doc_tokens, show_progress=False)
     # order_of[i]: place of document i among documents of equal score.
     hashes = [hashlib.sha256(f"{seed}\0{doc_id}".encode()).digest() for doc_id in collection.doc_ids]
     order_of = np.empty(len(hashes), dtype=np.int64)
     order_of[sorted(range(len(hashes)), key=hashes.__getitem__)] = np.arange(len(hashes))
-    found: set[str] = set()
+    found = {}
     for query_id, text in zip(collection.query_ids, collection.query_texts, strict=True):
         relevant = {d for d, grade in collection.qrels[query_id].items() if grade > 0}
         barred = relevant | ({query_id} if collection.exclude_same_id else set())
         best = _best(index, tokenize(text), k + len(barred), order_of)
         ids = [collection.doc_ids[i] for i in best]
-        found.update([d for d in ids if d not in barred][:k])
+        found[query_id] = [d for d in ids if d not in barred][:k]
     return found
 
 

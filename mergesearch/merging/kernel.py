@@ -13,6 +13,7 @@ say what it needs, by name and by annotation:
     weight: Annotated[PerSource, Range(...)]  a coefficient: one number per source, in the order of `tensors`
     t: Annotated[float, Range(...)]           a coefficient: one number per group
     normalize: Annotated[bool, Doc(...)]      an option, which is fixed and not searched
+    loss: Annotated[PerSource, Measured(...)] one number per source that is measured on examples, and not searched
 
 The caller guarantees that all tensors are float32, finite, of one shape, on one device, and that `out` shares
 no memory with any of them. A kernel returns a float32 tensor of that shape: `out`, or one that it owns. It
@@ -54,6 +55,20 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Marks what is measured of every source before the search: its loss on the study's examples.
+
+    Attributes:
+        doc: one sentence.
+        of: (sources in the kernel's order, all options) to the sources whose number matters; the kernel sees NaN
+            for the others.
+    """
+
+    doc: str
+    of: Callable[[Sequence[str], Mapping[str, bool | float | str]], Sequence[str]]
 
 
 class Workspace:

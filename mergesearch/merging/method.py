@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.kernel import Part, Site, Workspace
+from mergesearch.merging.kernel import Measured, Part, Site, Workspace
 from mergesearch.merging.statistics import Statistics
 from mergesearch.recipe import CoefficientValue, MergeRecipe
 
@@ -128,6 +128,7 @@ class MergeMethod:
         doc: the kernel's docstring.
         coefficients: what is searched, by name.
         options: what is fixed, by name.
+        measured: what is measured of the sources, by name.
         needs_base: a base must be named.
         takes_base: a base may be named.
         min_sources: fewest sources, base left out.
@@ -150,6 +151,7 @@ class MergeMethod:
     doc: str
     coefficients: Mapping[str, Coefficient]
     options: Mapping[str, Option]
+    measured: Mapping[str, Measured]
     needs_base: bool
     takes_base: bool
     min_sources: int
@@ -208,6 +210,19 @@ class MergeMethod:
         if any(c.default is None for c in others):
             return None
         return {**given, **{c.name: c.default for c in others if c.default is not None}}
+
+    def measured_sources(
+        self, name: str, sources: Sequence[str], options: Mapping[str, OptionValue]
+    ) -> tuple[str, ...]:
+        """The sources whose measurement `name` matters.
+
+        Args:
+            name: of a measurement.
+            sources: names in the order of `merged_sources`.
+            options: options that differ from their defaults.
+        """
+        defaults = {option.name: option.default for option in self.options.values()}
+        return tuple(self.measured[name].of(sources, {**defaults, **options}))
 
     def validate(
         self,
@@ -278,12 +293,9 @@ class MergeMethod:
             MergeError: listing unknown and missing names, values out of range and options of another type; or
                 what the kernel itself has against these coefficients.
         """
+        known = (*self.coefficients, *self.measured)
         problems = [
-            *(
-                unknown(f"coefficient of {self.name}", n, self.coefficients)
-                for n in coefficients
-                if n not in self.coefficients
-            ),
+            *(unknown(f"coefficient of {self.name}", n, known) for n in coefficients if n not in known),
             *(unknown(f"option of {self.name}", n, self.options) for n in options if n not in self.options),
         ]
         arguments: dict[str, Any] = {}
@@ -293,13 +305,20 @@ class MergeMethod:
                 problems.append(f"{self.name} needs the coefficient {name!r}: {coefficient.doc}")
             elif coefficient.per_source:
                 by_source = value if isinstance(value, Mapping) else dict.fromkeys(sources, value)
-                problems += _per_source_problems(coefficient, by_source, sources)
+                problems += _per_source_problems(coefficient, by_source, sources, sources)
                 arguments[kernel_parameter(name)] = [float(by_source.get(source, math.nan)) for source in sources]
             elif isinstance(value, Mapping):
                 problems.append(f"{name} is one number per group, not one per source as in {dict(value)}.")
             else:
                 problems += coefficient.problems(value)
                 arguments[kernel_parameter(name)] = float(value)
+        for name, measured in self.measured.items():
+            number = Coefficient(name, True, -math.inf, math.inf, None, False, measured.doc)
+            needed = self.measured_sources(name, sources, options)
+            value = coefficients.get(name, {})
+            by_source = value if isinstance(value, Mapping) else dict.fromkeys(needed, value)
+            problems += _per_source_problems(number, by_source, needed, sources)
+            arguments[kernel_parameter(name)] = [float(by_source.get(source, math.nan)) for source in sources]
         for name, option in self.options.items():
             setting = options.get(name, option.default)
             if not option.accepts(setting):
@@ -349,8 +368,10 @@ def kernel_parameter(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _per_source_problems(coefficient: Coefficient, by_source: Mapping[str, float], sources: Sequence[str]) -> list[str]:
-    problems = [f"{coefficient.name} has no value for source {n!r}." for n in sources if n not in by_source]
+def _per_source_problems(
+    coefficient: Coefficient, by_source: Mapping[str, float], needed: Sequence[str], sources: Sequence[str]
+) -> list[str]:
+    problems = [f"{coefficient.name} has no value for source {n!r}." for n in needed if n not in by_source]
     for name, value in by_source.items():
         if name in sources:
             problems += coefficient.problems(value, name)

@@ -11,7 +11,7 @@ import types
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.kernel import Doc, PerSource, Range, Site, Tensors, Workspace
+from mergesearch.merging.kernel import Doc, Measured, PerSource, Range, Site, Tensors, Workspace
 from mergesearch.merging.method import (
     PROPERTIES,
     Coefficient,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "Doc",
+    "Measured",
     "MergeMethod",
     "PerSource",
     "Range",
@@ -94,7 +95,7 @@ def merge_method(
     """
 
     def register(kernel: Callable[..., torch.Tensor]) -> MergeMethod:
-        coefficients, options = _declared(kernel)
+        coefficients, options, measured = _declared(kernel)
         parameters = inspect.signature(kernel).parameters
         method = MergeMethod(
             name=kernel.__name__,
@@ -103,6 +104,7 @@ def merge_method(
             doc=inspect.getdoc(kernel) or "",
             coefficients=types.MappingProxyType({c.name: c for c in coefficients}),
             options=types.MappingProxyType({o.name: o for o in options}),
+            measured=types.MappingProxyType(measured),
             needs_base="base" in parameters and parameters["base"].default is inspect.Parameter.empty,
             takes_base="base" in parameters,
             min_sources=min_sources,
@@ -125,9 +127,9 @@ def merge_method(
     return register
 
 
-def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Option]]:
-    """Coefficients and options of a kernel's signature, in its order."""
-    coefficients, options = [], []
+def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Option], dict[str, Measured]]:
+    """Coefficients, options and what is measured of a kernel's signature, in its order."""
+    coefficients, options, measured = [], [], {}
     hints = get_type_hints(kernel, include_extras=True)
     for parameter in inspect.signature(kernel).parameters.values():
         if parameter.name in _GIVEN:
@@ -141,15 +143,17 @@ def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Optio
             coefficients.append(Coefficient(name, per_source, mark.low, mark.high, default, mark.log, mark.doc))
         elif isinstance(mark, Doc) and kind in (bool, float, str) and default is not None:
             options.append(Option(name, default, kind, mark.text))
+        elif isinstance(mark, Measured) and kind == PerSource and default is None:
+            measured[name] = mark
         else:
             raise TypeError(
                 f"{kernel.__name__}({parameter.name}): expected one of {', '.join(sorted(_GIVEN))}, "
-                "Annotated[float | PerSource, Range(...)], or Annotated[bool | float | str, Doc(...)] "
-                "with a default"
+                "Annotated[float | PerSource, Range(...)], Annotated[PerSource, Measured(...)], or "
+                "Annotated[bool | float | str, Doc(...)] with a default"
             )
         if kernel_parameter(name) != parameter.name:
             raise TypeError(f"{kernel.__name__}({parameter.name}): only a Python keyword takes an underscore")
-    return coefficients, options
+    return coefficients, options, measured
 
 
 def _check(method: MergeMethod) -> None:

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from mergesearch.errors import ExportError, MergesearchError
 from mergesearch.evaluation.encoder import DTYPES, Encoder, open_encoder
-from mergesearch.evaluation.loading import no_progress_bar
+from mergesearch.evaluation.loading import quiet_loading
 from mergesearch.evaluation.pipeline import RetrievalEvaluator
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
@@ -100,7 +99,7 @@ def export_merge(
     del merger  # the sources are needed no more
     with made_whole(out, force=force) as partial:
         check_room(partial, _size(encoder, template))
-        with writing(out), _quiet():
+        with writing(out), quiet_loading():
             save_model(encoder, template, partial)
         overridden = not states_encoding(encoder, template)
         del encoder
@@ -185,7 +184,7 @@ def _check_sentence_transformers(
 ) -> None:
     """`SentenceTransformer` alone gives the embeddings that were scored, on a few texts of every collection."""
     dtype = encoder.settings.dtype
-    with _quiet():
+    with quiet_loading():
         model = SentenceTransformer(
             str(folder),
             device=str(encoder.device),
@@ -214,7 +213,7 @@ def _check_sentence_transformers(
 
 def _check_transformers(folder: Path, encoder: Encoder, trust_remote_code: bool) -> None:
     """`AutoModel` loads every weight of the encoder, to the bit (and may hold more: T5 has a decoder)."""
-    with _quiet():
+    with quiet_loading():
         model = AutoModel.from_pretrained(
             folder,
             local_files_only=True,
@@ -235,18 +234,6 @@ def _unloadable_is_an_export_error() -> Iterator[None]:
         raise
     except (MergesearchError, OSError) as error:
         raise ExportError(f"the saved files cannot be used, so nothing was exported: {error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars, and no report of the decoder that a T5 encoder's files lack."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with no_progress_bar():
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _provenance(

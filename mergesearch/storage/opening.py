@@ -19,6 +19,7 @@ from mergesearch.storage.record import StudyRecord, changes, check_resumable, pl
 from mergesearch.storage.tables import (
     HistoryRow,
     LateResultRow,
+    LossRow,
     ReadingRow,
     ScoreRow,
     StudyRow,
@@ -180,6 +181,6 @@ def _remove_deleted_studies(engine: sa.Engine) -> None:
         trials = sa.select(TrialRow.id).where(TrialRow.study_id.in_(gone))
         for child in (ScoreRow, LateResultRow):
             session.execute(sa.delete(child).where(child.trial_id.in_(trials)))
-        for table in (TrialRow, HistoryRow, ReadingRow):
+        for table in (TrialRow, HistoryRow, ReadingRow, LossRow):
             session.execute(sa.delete(table).where(table.study_id.in_(gone)))
         session.execute(sa.delete(StudyRow).where(StudyRow.id.in_(gone)))

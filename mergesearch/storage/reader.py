@@ -28,6 +28,7 @@ from mergesearch.storage.scores import QuerySets
 from mergesearch.storage.tables import (
     HistoryRow,
     LateResultRow,
+    LossRow,
     ReadingRow,
     ScoreRow,
     StudyRow,
@@ -176,6 +177,12 @@ class StudyReader:
         with self._guarded(), Session(self._storage.engine) as session:
             query = sa.select(LateResultRow).where(LateResultRow.trial_id == self._trial(number).id)
             return [(row.reason, row.value) for row in session.scalars(query.order_by(LateResultRow.id))]
+
+    def losses(self, examples: str) -> dict[str, float]:
+        """Content hash of every source measured on a set of examples, named by its fingerprint, to its loss."""
+        with self._guarded(), Session(self._storage.engine) as session:
+            query = sa.select(LossRow).where(LossRow.study_id == self._row.id, LossRow.examples == examples)
+            return {row.content_hash: row.loss for row in session.scalars(query)}
 
     def test_readings(self) -> list[Reading]:
         """Every reading of a test split, oldest first."""

@@ -24,7 +24,7 @@ from mergesearch.storage import lock, opening, schema, scores
 from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import StudyRecord
-from mergesearch.storage.tables import LateResultRow, ScoreRow, TrialRow
+from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
 from mergesearch.storage.transaction import joined, write_trial_attributes
 
 ATTRIBUTE_CHARACTERS = 4_000
@@ -222,6 +222,17 @@ class StudyStore(StudyReader):
             if told is Told.LATE:
                 self._keep_aside(number, epoch, None, None, f"failure: {text}")
             return told
+
+    def record_loss(self, source: str, content_hash: str, examples: str, loss: float) -> None:
+        """Keeps the loss of a source on a set of examples; the first one recorded stands."""
+        row = LossRow(study_id=self._row.id, source=source, content_hash=content_hash, examples=examples, loss=loss)
+        with self._driving():
+            try:
+                with Session(self._storage.engine) as session, session.begin():
+                    session.add(row)
+            except IntegrityError:  # recorded before, and only the confirmation was lost
+                if content_hash not in self.losses(examples):
+                    raise
 
     def close(self) -> None:
         """Closes the connections and gives up the right to drive the study; harmless when called again."""

@@ -169,3 +169,20 @@ class ReadingRow(Base):
     query_set_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_query_sets.id"))
     scores: Mapped[bytes] = mapped_column(sa.LargeBinary)
     at: Mapped[datetime] = _now()
+
+
+class LossRow(Base):
+    """The loss of one source on one set of examples, measured once."""
+
+    __tablename__ = "mergesearch_losses"
+    __table_args__ = (
+        sa.UniqueConstraint("study_id", "content_hash", "examples", name="uq_mergesearch_losses_content_hash"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _belongs_to("mergesearch_studies")
+    source: Mapped[str] = mapped_column(sa.Text)
+    content_hash: Mapped[str] = mapped_column(sa.String(255))
+    examples: Mapped[str] = mapped_column(sa.String(64))
+    loss: Mapped[float] = mapped_column(sa.Double)
+    at: Mapped[datetime] = _now()

@@ -51,6 +51,8 @@ def coefficients(draw: st.DrawFn, method: MergeMethod, names: list[str]) -> dict
             drawn[coefficient.name] = {name: draw(number) for name in names}
         else:
             drawn[coefficient.name] = draw(number)
+    for measured in method.measured:
+        drawn[measured] = {name: draw(values(-math.inf, math.inf)) for name in names}
     try:
         method.validate(drawn, sources=names)
     except MergeError:  # such as weights that cancel
