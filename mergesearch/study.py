@@ -394,7 +394,10 @@ def resolve(parsed: ParsedStudy) -> Study:
             if merge.other_vocabulary == "shared_tokens" and EMBEDDINGS in merged_places:
                 shared = share_tokens(checkpoints, template=merge.template, layout=layout)
     collections = read_collections(parsed, checks)
-    examples = read_example_set(parsed, checks)
+    examples = None
+    if not checks.found_at("merge", "examples"):
+        with checks.at("merge", "examples"):
+            examples = read_example_set(parsed)
     if layout is None or groups is None or space is None:
         checks.raise_if_any()
         raise AssertionError("a study that cannot be resolved has a problem")

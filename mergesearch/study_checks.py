@@ -270,7 +270,8 @@ def _check_given(checks: Checks, parsed: ParsedStudy, name: str, needed: tuple[s
 
 
 def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry) -> None:
-    keys, collection = ("merge", "examples"), examples.collection
+    collection = examples.collection
+    keys: tuple[Key, ...] = ("merge", "examples")
     if (examples.file is None) == (collection is None):
         checks.add("say where examples come from: exactly one of `file` and `collection`", *keys)
     if collection is None:

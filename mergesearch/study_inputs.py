@@ -14,7 +14,9 @@ from typing import Any
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import (
+    CompletionExample,
     ExampleSet,
+    RetrievalExample,
     draw_examples,
     read_completion_examples,
     read_retrieval_examples,
@@ -74,6 +76,7 @@ def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:
     with checks.at("evaluation"):
         files = resolve(template, choices).files
         prompts = stated_prompts(files)
+        given: list[tuple[tuple[str | int, ...], Mapping[str, str | None]]]
         given = [(("evaluation", "collections", i), c.prompts) for i, c in enumerate(collection_specs(parsed))]
         if parsed.content.merge.examples is not None:
             given.append((("merge", "examples"), _prompts(parsed, parsed.content.merge.examples.prompts)))
@@ -98,28 +101,29 @@ def read_collections(parsed: ParsedStudy, checks: Checks) -> tuple[Collection, .
     return tuple(collections)
 
 
-def read_example_set(parsed: ParsedStudy, checks: Checks) -> ExampleSet | None:
-    """The examples that sources are judged by, where there are some and their entry is sound."""
-    entry, keys = parsed.content.merge.examples, ("merge", "examples")
-    if entry is None or checks.found_at(*keys):
+def read_example_set(parsed: ParsedStudy) -> ExampleSet | None:
+    """The examples that sources are judged by; None where the study file names none.
+
+    Raises:
+        CollectionError: with everything that is wrong with them.
+    """
+    entry = parsed.content.merge.examples
+    if entry is None:
         return None
     seed = parsed.content.seed if entry.seed is None else entry.seed
-    rest: dict[str, Any] = {
-        "batch_size": entry.batch_size,
-        "temperature": entry.temperature,
-        "prompts": _prompts(parsed, entry.prompts),
-    }
-    with checks.at(*keys, "file" if entry.collection is None else "collection"):
-        if entry.collection is not None:
-            c = entry.collection
-            judged = load_collection(c.format, c.options, name="examples", split=c.split, relative_to=parsed.folder)
-            return ExampleSet(draw_examples(judged, n=entry.n, negatives=entry.negatives, seed=seed), **rest)
-        path = parsed.folder / Path(entry.file or "").expanduser()
-        if entry.loss == "contrastive":
-            found = read_retrieval_examples(path, n=entry.n, negatives=entry.negatives, seed=seed)
-            return ExampleSet(found, **rest)
-        return ExampleSet(completions=read_completion_examples(path, n=entry.n, seed=seed), **rest)
-    return None
+    retrieval: tuple[RetrievalExample, ...] = ()
+    completions: tuple[CompletionExample, ...] = ()
+    path = parsed.folder / Path(entry.file or "").expanduser()
+    if entry.collection is not None:
+        c = entry.collection
+        judged = load_collection(c.format, c.options, name="examples", split=c.split, relative_to=parsed.folder)
+        retrieval = draw_examples(judged, n=entry.n, negatives=entry.negatives, seed=seed)
+    elif entry.loss == "contrastive":
+        retrieval = read_retrieval_examples(path, n=entry.n, negatives=entry.negatives, seed=seed)
+    else:
+        completions = read_completion_examples(path, n=entry.n, seed=seed)
+    prompts = _prompts(parsed, entry.prompts)
+    return ExampleSet(retrieval, completions, entry.batch_size, entry.temperature, prompts)
 
 
 def _prompts(parsed: ParsedStudy, own: PromptsEntry) -> dict[str, str | None]:

@@ -12,12 +12,13 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from mergesearch.errors import ResumeError, StorageError
 from mergesearch.storage import StudyRecord, StudyStore, list_studies, schema
-from mergesearch.storage.tables import Base
+from mergesearch.storage.tables import Base, LossRow
 from tests.storage_helpers import (
     RECORD,
     ROOT,
@@ -141,6 +142,41 @@ class StudySuite:
             )
             assert second.scores.scores.tobytes() == result(3).collections[1].scores.tobytes()
             assert first.at.utcoffset() is not None
+
+    def test_losses_are_kept_once_and_go_with_their_study(self, url: str) -> None:
+        with open_store(url) as store:
+            store.record_loss("retriever", "aa", "e" * 64, 0.1 + 0.2)
+            store.record_loss("retriever", "aa", "e" * 64, 7.0)
+            store.record_loss("domain", "bb", "f" * 64, 1.0)
+            assert store.losses("e" * 64) == {"aa": 0.1 + 0.2}
+            with open_store(url, None, exclusive=False) as reader:
+                assert reader.losses("f" * 64) == {"bb": 1.0}
+                with pytest.raises(StorageError, match="opened for reading"):
+                    reader.record_loss("domain", "bb", "e" * 64, 1.0)
+            storage = optuna.storages.RDBStorage(url.replace("postgresql:", "postgresql+psycopg:"))
+            optuna.delete_study(study_name="study", storage=storage)
+            storage.engine.dispose()
+        with open_store(url) as store:
+            assert store.losses("e" * 64) == {}
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(LossRow)) == 0
+        engine.dispose()
+
+    def test_an_older_database_is_upgraded_by_whoever_resumes(self, url: str) -> None:
+        with open_store(url) as store:
+            store.finish(begin(store, 0.1, "a"), result(1))
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.connect() as connection:
+            command.downgrade(schema.alembic_config(connection), "0001")
+            connection.commit()
+            assert not sa.inspect(connection).has_table("mergesearch_losses")
+        engine.dispose()
+        with pytest.raises(StorageError, match="made by an older mergesearch"):
+            open_store(url, None, exclusive=False)
+        with open_store(url) as store:
+            assert store.trials()[0].value == result(1).value
+            store.record_loss("retriever", "aa", "e" * 64, 1.0)
 
     def test_an_unknown_study_is_named_with_those_there_are(self, url: str) -> None:
         open_store(url).close()

@@ -72,11 +72,11 @@ class ExampleSet:
 
     def describe(self) -> dict[str, Any]:
         """What decides the loss of a model, in plain JSON types, texts as one hash."""
-        texts = json.dumps([asdict(example) for example in (*self.retrieval, *self.completions)])
+        texts = [*map(asdict, self.retrieval), *map(asdict, self.completions)]
         common = {
             "loss": self.loss,
             "examples": len(self),
-            "content": hashlib.sha256(texts.encode()).hexdigest(),
+            "content": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
             "batch_size": self.batch_size,
         }
         return {**common, "temperature": self.temperature, "prompts": dict(self.prompts)} if self.retrieval else common

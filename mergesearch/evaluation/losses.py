@@ -6,10 +6,10 @@ batches of the mean within a batch, where the last batch may be smaller and coun
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
@@ -49,19 +49,19 @@ def contrastive_loss(
     prompts, shown = examples.prompts, examples.retrieval
     asked = [e.query for e in shown]
     texts = [text for e in shown for text in (e.positive, *e.negatives)]
-    queries = encoder.encode(encoder.plan(asked, "query", prompt=prompts.get("query"), max_length=max_query_length))
-    passages = encoder.encode(
-        encoder.plan(texts, "document", prompt=prompts.get("document"), max_length=max_document_length)
-    )
-    starts = list(itertools.accumulate((1 + len(e.negatives) for e in shown), initial=0))
-    if encoder.settings.similarity == "cosine":
-        queries, passages = normalize(queries, dim=1), normalize(passages, dim=1)
+    queries = encoder.plan(asked, "query", prompt=prompts.get("query"), max_length=max_query_length)
+    passages = encoder.plan(texts, "document", prompt=prompts.get("document"), max_length=max_document_length)
+    starts = np.cumsum([0, *(1 + len(e.negatives) for e in shown)])
     losses = []
     for batch in _batches(range(len(shown)), examples.batch_size):
         first, last = batch[0], batch[-1] + 1
-        similarities_QP = queries[first:last].double() @ passages[starts[first] : starts[last]].double().T
-        positives_Q = torch.tensor([starts[i] - starts[first] for i in batch], device=queries.device)
-        losses.append(cross_entropy(similarities_QP / examples.temperature, positives_Q).item())
+        # Encoded in the same batches as published: dividing by the temperature makes rounding twenty times larger.
+        queries_QE = encoder.encode_batch(queries, np.arange(first, last))
+        passages_PE = encoder.encode_batch(passages, np.arange(starts[first], starts[last]))
+        if encoder.settings.similarity == "cosine" and not encoder.settings.normalize:
+            queries_QE, passages_PE = normalize(queries_QE, dim=1), normalize(passages_PE, dim=1)
+        positives_Q = torch.from_numpy(starts[first:last] - starts[first]).to(encoder.device)
+        losses.append(cross_entropy(queries_QE @ passages_PE.T / examples.temperature, positives_Q).item())
     return _mean(losses)
 
 
