@@ -61,7 +61,7 @@ def measure(study: Study, source: str) -> float:
     """
     assert study.examples is not None
     examples, template = study.examples, study.parsed.content.merge.template
-    spec = study.unmerged_spec(test=False)
+    spec = study.unmerged_spec()
     evaluation = spec.evaluation
     if evaluation.device.startswith("cuda") and not torch.cuda.is_available():  # the workers are elsewhere
         evaluation = replace(evaluation, device="cpu")

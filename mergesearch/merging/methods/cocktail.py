@@ -40,9 +40,8 @@ def cocktail(
     lowest = min(shares)
     likely = [math.exp((lowest - x) / temperature) for x in shares] if len(shares) > 1 else [1.0]
     rest = (1 - alpha if target else 1.0) / math.fsum(likely)
-    weighted = [*([(tensors[0], alpha)] if target else []), *zip(mixed, (rest * x for x in likely), strict=True)]
-    out.zero_()
-    for x, w in weighted:
-        if w:
-            out.add_(x, alpha=w)
+    torch.mul(tensors[0], alpha if target else 0.0, out=out)
+    for x, share in zip(mixed, likely, strict=True):
+        if rest * share:
+            out.add_(x, alpha=rest * share)
     return out
