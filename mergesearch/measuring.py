@@ -40,7 +40,7 @@ def with_losses(study: Study, store: StudyStore, on_loss: OnLoss) -> Study:
     known = store.losses(examples)
     losses = {}
     for source in study.sources_to_measure:
-        content = study.checkpoints[source].content_hash
+        content = study.content_hash(source)
         if content not in known:
             started = time.perf_counter()
             loss = measure(study, source)
@@ -80,9 +80,8 @@ def measure(study: Study, source: str) -> float:
             device=evaluation.device,
             trust_remote_code=source in spec.trusted,
         )
-    folders = {name: folder for name, folder in spec.folders.items() if name in (template, source)}
     places = {source: spec.merged_places[source]}
-    encoder, merger = open_merger(replace(spec, folders=folders, merged_places=places, evaluation=evaluation))
+    encoder, merger = open_merger(replace(spec, merged_places=places, evaluation=evaluation))
     merger.apply(study.source_alone(source))
     return contrastive_loss(
         encoder,

@@ -121,7 +121,7 @@ def test_only_what_is_missing_is_measured(tiny: TinyStudy) -> None:
     study = load_study(tiny.file)
     assert study.examples is not None
     with open_store(study, tiny.storage) as store:
-        store.record_loss("domain", study.checkpoints["domain"].content_hash, study.examples.fingerprint, 1.25)
+        store.record_loss("domain", study.content_hash("domain"), study.examples.fingerprint, 1.25)
         run_study(study, store)
         known = store.losses(study.examples.fingerprint)
     assert len(known) == 3
