@@ -11,7 +11,6 @@ import torch
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.losses import contrastive_loss, language_model_loss
-from mergesearch.sources.vocabulary import same_vocabulary
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.evaluator import open_merger
@@ -67,11 +66,6 @@ def measure(study: Study, source: str) -> float:
         evaluation = replace(evaluation, device="cpu")
     torch.set_num_threads(spec.threads)
     if examples.completions:
-        if not same_vocabulary(spec.folders[template], spec.folders[source]):
-            raise EvaluationError(
-                f"source {source!r} has another vocabulary than the template: losses per token cannot be compared. "
-                "Use `loss: contrastive`, or give the losses as numbers."
-            )
         return language_model_loss(
             spec.folders[source],
             spec.folders[template],

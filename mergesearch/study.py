@@ -407,6 +407,7 @@ def resolve(parsed: ParsedStudy) -> Study:
         with checks.at("search", "strategy"):
             study.strategy()
     _check_enqueued(study, checks)
+    _check_language_models(study, checks)
     checks.raise_if_any()
     return replace(study, measured=given_measurements(parsed))
 
@@ -417,6 +418,21 @@ def _check_enqueued(study: Study, checks: Checks) -> None:
         with checks.at("search", "enqueue", i):
             if isinstance(entry, dict):
                 study.space.coefficients(entry)
+
+
+def _check_language_models(study: Study, checks: Checks) -> None:
+    """Losses per token can be compared between models that have a head and share a vocabulary."""
+    if study.examples is None or not study.examples.completions:
+        return
+    template = study.folders[study.parsed.content.merge.template]
+    for source in study.sources_to_measure:
+        if source in study.adapters:
+            found = "an adapter, which has no language-model head of its own"
+        elif not same_vocabulary(template, study.folders[source]):
+            found = "a model with another vocabulary, whose losses per token are of other tokens"
+        else:
+            continue
+        checks.add(f"`loss: language_model` cannot judge {found}: give all losses as numbers", "sources", source)
 
 
 def _device(wanted: str) -> str:

@@ -15,6 +15,7 @@ from mergesearch.evaluation.formats import load_collection
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import load_study
+from tests.tiny_adapters import make_adapter
 from tests.tiny_models import make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch, write_lines
 from tests.unit.test_losses import published_contrastive
@@ -193,6 +194,24 @@ def test_language_models_are_judged_by_what_they_generate(tmp_path: Path) -> Non
     refused = mergesearch("run", tiny.change("study", to="another").file)
     assert refused.code == 2
     assert "lack the language-model head" in refused.err
+    shutil.rmtree(tiny.folder / "third")
+    make_tiny("llama", tiny.folder / "third", n_layers=2, head="causal", words=["entirely", "other"])
+    refused = mergesearch("validate", tiny.change("merge", "other_vocabulary", to="template").file)
+    assert "another vocabulary, whose losses per token are of other tokens" in refused.err
+    make_adapter(tiny.folder / "retriever", tiny.folder / "adapter", modules=["q_proj"])
+    tiny.change("sources", "third", to={"model": "adapter", "adapter_of": "retriever"})
+    assert "no language-model head of its own" in mergesearch("validate", tiny.file).err
+
+
+def test_an_adapter_is_judged_on_its_base(tiny: TinyStudy) -> None:
+    """The contrastive loss is that of base and adapter together, and not of the base, whose folder it shares."""
+    make_adapter(tiny.folder / "domain", tiny.folder / "adapter", modules=["query", "value"])
+    tiny.change("sources", "fourth", to={"model": "adapter", "adapter_of": "domain"})
+    run = mergesearch("run", tiny.file)
+    assert run.code == 0, run.err
+    found = stored(tiny)
+    assert found.keys() == set(OTHERS)
+    assert abs(found["fourth"] - found["domain"]) > 1e-3
 
 
 BAD: list[tuple[tuple[str | int, ...], Any, str]] = [
