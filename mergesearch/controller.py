@@ -57,6 +57,9 @@ class Listener:
     def measured(self, source: str, loss: float, seconds: float) -> None:
         """The loss of a source on the study's examples was measured, before any trial."""
 
+    def planned(self, sources: str) -> None:
+        """Where the sources are kept, in words; said before they are loaded."""
+
     def recorded(self, finished: int) -> None:
         """So many trials had ended before this call of `run_study`."""
 

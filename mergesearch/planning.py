@@ -6,11 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import psutil
 import torch
 from transformers import AutoTokenizer
 
@@ -19,19 +18,20 @@ from mergesearch.evaluation.pipeline import CHUNK_DOCUMENTS
 from mergesearch.evaluation.settings import Kind, stated_prompts
 from mergesearch.evaluation.template_files import read_template_files
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
+from mergesearch.merging.resident import chunk_for
 from mergesearch.search.dimension import Dimension
 from mergesearch.sources.alignment import align
 from mergesearch.sources.config import load_config
 from mergesearch.sources.layout import span
 from mergesearch.sources.locate import model_folder
+from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
+from mergesearch.workers.residency import batch_bytes, choose_residency, free_memory, page_locked
 
 SAMPLE_TEXTS = 5000
 """Texts that are tokenised to estimate a larger collection."""
 LIBRARY_BYTES = 700 << 20
 """What a process with torch, transformers and optuna takes before any weight is loaded, about."""
-ACTIVATION_FLOATS = 24
-"""Numbers per token and hidden unit that a transformer layer holds at once, about."""
 EXPECTED_EFFICIENCY = 0.6
 """Share of the measured matmul rate that encoding reaches, about."""
 
@@ -57,7 +57,7 @@ class MemoryPlan:
     """Bytes that one worker holds, and what its device has.
 
     Attributes:
-        sources: tensors kept of every source.
+        sources: tensors of every source in the device's memory: none where they are kept elsewhere.
         model: the one model that is overwritten.
         workspace: scratch memory of the merge.
         batches: activations of one batch, estimated.
@@ -68,6 +68,12 @@ class MemoryPlan:
         workers: processes that hold this on the same memory.
         study: the texts once more, in the resolved study of the process that drives the workers.
         available: free bytes on the device; of a device that is no CUDA GPU, of the system.
+        residency: where the sources are kept: `device`, `pinned` or `mapped`.
+        why: the reason, in words.
+        pinned: page-locked host memory of the workers of one machine together.
+        mapped: source tensors that are read from their files, once for all workers of a machine. The system gives
+            this memory to whoever needs it more.
+        host: free bytes of the system, which page-locked memory is taken from.
     """
 
     PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "libraries")
@@ -82,6 +88,11 @@ class MemoryPlan:
     workers: int
     study: int
     available: int
+    residency: Kept
+    why: str
+    pinned: int
+    mapped: int
+    host: int
 
     @property
     def needed(self) -> int:
@@ -92,7 +103,14 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """Whether there is enough."""
-        return self.needed <= self.available
+        return self.needed <= self.available and self.pinned <= self.host
+
+    def describe(self) -> str:
+        """Where the sources are kept, and why, in one line."""
+        slow = ""
+        if self.mapped > self.host:
+            slow = f"; of {_mib(self.mapped)} MiB what exceeds the free {_mib(self.host)} is read anew for every trial"
+        return f"sources: {self.residency} ({self.why}{slow})"
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,7 @@ class StudyPlan:
         """Sources, groups, search space and memory."""
         memory = self.memory
         parts = [(name, _mib(getattr(memory, name))) for name in memory.PARTS]
+        elsewhere = [("sources, page-locked on the host", memory.pinned), ("sources, in mapped files", memory.mapped)]
         return [
             (
                 "sources",
@@ -141,6 +160,7 @@ class StudyPlan:
                 ["of one worker", "MiB"],
                 [
                     *parts,
+                    *((what, _mib(n_bytes)) for what, n_bytes in elsewhere if n_bytes),
                     ("texts in the study itself, once", _mib(memory.study)),
                     (f"needed by {_count(memory.workers, 'worker')} on one device", _mib(memory.needed)),
                     (f"free now{'' if memory.fits else ': TOO LITTLE, `run` will refuse'}", _mib(memory.available)),
@@ -156,6 +176,7 @@ class StudyPlan:
         trials = "as many as the time allows" if self.trials is None else str(self.trials)
         size = "continuous" if self.grid_points is None else f"{self.grid_points:,} points"
         lines = [
+            self.memory.describe(),
             f"search space: {size}; trials: {trials}; first: {', '.join(self.enqueued) or 'none enqueued'}",
             f"tokens per trial: {about}{tokens:,} ({per_collection})",
             f"estimated: {_duration(self.seconds_per_trial)} per trial on one worker",
@@ -221,20 +242,28 @@ def _measured_first(study: Study) -> str:
     return f"the {examples.loss} losses of {_count(len(sources), 'source')} ({', '.join(sources)}) {on}"
 
 
-def check_memory(study: Study) -> None:
+def check_memory(study: Study) -> MemoryPlan:
     """Refuse a study that the device cannot hold.
 
     Raises:
         MemoryPlanError: with what is needed, part by part, and what is there.
     """
     plan = memory_plan(study)
+    if plan.pinned > plan.host:
+        raise MemoryPlanError(
+            f"{_mib(plan.pinned)} MiB of page-locked memory are needed for the sources, {_mib(plan.host)} MiB of the "
+            "host's are available. Use fewer workers, or `workers.residency: mapped`."
+        )
     if not plan.fits:
         parts = ", ".join(f"{name} {_mib(getattr(plan, name))}" for name in plan.PARTS)
+        elsewhere = plan.needed - plan.workers * plan.sources <= plan.available
+        remedy = "`workers.residency: auto`, which keeps sources elsewhere" if elsewhere else "a larger device"
         raise MemoryPlanError(
             f"{_mib(plan.study)} + {plan.workers} × ({parts}) = {_mib(plan.needed)} MiB are needed, "
             f"{_mib(plan.available)} MiB are available. Use fewer workers, "
-            "a smaller `evaluation.batch_tokens`, or a larger device."
+            f"a smaller `evaluation.batch_tokens`, or {remedy}."
         )
+    return plan
 
 
 def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
@@ -261,8 +290,17 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         for headers in sources.values():
             headers[table] = TensorHeader((len(study.shared), *headers[table].shape[1:]), headers[table].dtype)
         target[f"{table}, shared rows"] = TensorHeader((len(study.shared), *target[table].shape[1:]), dtype)
-    held: ResidentBytes = resident_bytes(study.method, target, sources, base=content.merge.base)
+    sizes = [torch.Size(t.shape).numel() * t.dtype.itemsize for tensors in sources.values() for t in tensors.values()]
     device = spec.evaluation.device
+    on_cpu = device == "cpu"
+    held: ResidentBytes = resident_bytes(
+        study.method,
+        target,
+        sources,
+        base=content.merge.base,
+        chunk_elements=chunk_for(torch.device(device)),
+        transferred=not on_cpu,
+    )
     in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory
     texts = 0
     if in_system:
@@ -271,45 +309,34 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         held_texts = (text for c in study.collections for text in (*c.query_texts, *c.doc_texts))
         texts = sum(map(sys.getsizeof, held_texts))
     chunk = min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
-    return MemoryPlan(
-        sources=held.sources,
+    host = free_memory("cpu")
+    plan = MemoryPlan(
+        sources=0,
         model=held.model,
         workspace=held.workspace,
-        batches=content.evaluation.batch_tokens * study.layout.hidden_size * ACTIVATION_FLOATS * 4,
+        batches=batch_bytes(content.evaluation.batch_tokens, study.layout.hidden_size),
         embeddings=chunk * study.layout.hidden_size * 4,
         texts=texts + 4 * (tokens or 0) if in_system else 0,
         libraries=LIBRARY_BYTES if in_system and content.workers.kind == "ray" else 0,
         workers=content.workers.count if in_system else 1,
         study=texts,
-        available=free_memory(device),
+        available=host if in_system else free_memory(device),
+        residency="mapped",
+        why="",
+        pinned=0,
+        mapped=0,
+        host=host,
     )
-
-
-def free_memory(device: str, *, cgroup: str | None = None, root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that can still be taken: of a CUDA GPU, else of the system within the limits on this process.
-
-    Args:
-        device: as torch names it.
-        cgroup: this process's control group (version 2) below `root`; None asks the kernel.
-        root: where control groups are mounted.
-    """
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    free: list[int] = [psutil.virtual_memory().available]
-    if cgroup is None:
-        own = Path("/proc/self/cgroup")
-        lines = own.read_text(encoding="utf-8").splitlines() if own.is_file() else []
-        cgroup = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    inside = Path(cgroup.strip("/"))
-    for folder in (root / inside, *(root / above for above in inside.parents)):
-        try:
-            limit, used = (int((folder / f"memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-        except (OSError, ValueError):  # no such group, or no limit (`max`)
-            continue
-        cache = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))  # given back when needed
-        free.append(max(0, limit - used + cache))
-    return min(free)
+    room = (plan.available - plan.needed) // plan.workers
+    residency, why = choose_residency(spec.residency, device, sizes, room=room, host=host // content.workers.count)
+    return replace(
+        plan,
+        residency=residency,
+        why=why,
+        sources=held.sources if residency == "device" else 0,
+        pinned=content.workers.count * page_locked(sizes) if residency == "pinned" else 0,
+        mapped=held.sources if residency == "mapped" else 0,
+    )
 
 
 def count_tokens(study: Study) -> dict[str, TokenCount]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mergesearch.controller import Controller, Listener, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.planning import check_memory
@@ -12,6 +14,7 @@ from mergesearch.study_file import storage_url
 from mergesearch.workers.evaluator import BatchProgress
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import WorkerPool
+from mergesearch.workers.residency import Residency
 
 
 def study_record(study: Study) -> StudyRecord:
@@ -30,8 +33,13 @@ def study_record(study: Study) -> StudyRecord:
     )
 
 
-def open_pool(study: Study, progress: BatchProgress | None = None) -> WorkerPool:
+def open_pool(study: Study, progress: BatchProgress | None = None, residency: Residency | None = None) -> WorkerPool:
     """The workers that the study file asks for, with the sources loaded.
+
+    Args:
+        study: the resolved study.
+        progress: called with (batches encoded, batches of the trial), by a local worker only.
+        residency: where sources are kept; None for what the study file says.
 
     Raises:
         WorkerError: workers cannot be started.
@@ -39,6 +47,7 @@ def open_pool(study: Study, progress: BatchProgress | None = None) -> WorkerPool
     """
     workers = study.parsed.content.workers
     spec = study.evaluator_spec()
+    spec = replace(spec, residency=residency or spec.residency)
     if workers.kind == "local":
         return LocalPool(spec, progress)
     from mergesearch.workers.ray_pool import RayPool  # Ray takes seconds to import
@@ -79,9 +88,15 @@ def run_study(
         WorkerError: workers cannot be started or kept alive.
         SourceError: the loss of a source cannot be measured.
     """
-    if study.parsed.content.workers.address is None:  # elsewhere the memory is not this machine's
-        check_memory(study)
     listener = listener or Listener()
+    workers = study.parsed.content.workers
+    residency: Residency = workers.residency
+    if workers.address is None:  # elsewhere the memory is not this machine's
+        plan = check_memory(study)
+        residency = plan.residency
+        listener.planned(plan.describe())
+    else:
+        listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
     study = with_losses(study, store, listener.measured)
-    with open_pool(study, progress) as pool:
+    with open_pool(study, progress, residency) as pool:
         return Controller(study, store, pool, listener).run()

@@ -259,6 +259,8 @@ class Study:
             ),
             shared_tokens=self.shared is not None,
             threads=threads or workers.threads or default_threads(workers.count),
+            residency=workers.residency,
+            workers=workers.count,
         )
 
     def unmerged_spec(self) -> EvaluatorSpec:

@@ -138,6 +138,9 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
     _check_evaluation(checks, parsed)
     if content.workers.kind == "local" and content.workers.count > 1:
         checks.add("local is one worker; use `kind: ray` for several", "workers", "count")
+    device = content.workers.device
+    if content.workers.residency == "pinned" and device != "auto" and not device.startswith("cuda"):
+        checks.add(f"pinned is for CUDA devices, and `device` is {device}; take auto or mapped", "workers", "residency")
 
 
 def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:

@@ -245,6 +245,9 @@ class WorkersEntry(_Closed):
     """`auto`, `cpu`, `cuda`, …"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads per worker; by default the machine's cores divided by the workers."""
+    residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """Where sources are kept: in the memory of the `device`, `pinned` in the host's (CUDA only), or in `mapped` files.
+    `auto` takes the first of these that fits; on a CPU it takes mapped files, which workers share. No score changes."""
     address: str | None = None
     """An existing Ray cluster; none starts one on this machine."""
 

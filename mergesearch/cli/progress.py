@@ -51,6 +51,10 @@ class StudyProgress(Listener):
         """One line with the loss."""
         self._line(f"loss {loss:>9.4f}  {seconds:5.1f} s  {source}", step=False)
 
+    def planned(self, sources: str) -> None:
+        """One line."""
+        self._line(sources, step=False)
+
     def recorded(self, finished: int) -> None:
         """How many trials an earlier process had finished."""
         self._bars.update(self._trials, completed=finished)

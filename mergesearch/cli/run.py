@@ -27,6 +27,11 @@ from mergesearch.cli.common import examples, quiet_libraries, storage_option, st
 @click.option("--address", help="An existing Ray cluster; implies --workers ray.")
 @click.option("--trials", type=click.IntRange(1), help="Overrides the study file's budget.")
 @click.option("--device", help="auto, cpu, cuda, …")
+@click.option(
+    "--residency",
+    type=click.Choice(["auto", "device", "pinned", "mapped"]),
+    help="Where the sources are kept; overrides the study file.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only the summary.")
 def command(
     study_file: Path,
@@ -36,6 +41,7 @@ def command(
     address: str | None,
     trials: int | None,
     device: str | None,
+    residency: str | None,
     quiet: bool,
 ) -> None:
     """Run a study. Ctrl-C or a crash loses nothing: the same command goes on where it stopped."""
@@ -49,7 +55,13 @@ def command(
     if workers == "local" and (count or address):
         raise click.UsageError("--count and --address are for Ray workers; local is one worker")
     kind = "ray" if count or address else workers
-    given = {"kind": kind, "count": 1 if kind == "local" else count, "address": address, "device": device}
+    given = {
+        "kind": kind,
+        "count": 1 if kind == "local" else count,
+        "address": address,
+        "device": device,
+        "residency": residency,
+    }
     changed = {k: v for k, v in given.items() if v is not None}
     content = parsed.content
     search = content.search.model_copy(update={"trials": trials} if trials else {})

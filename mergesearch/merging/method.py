@@ -116,6 +116,17 @@ class Bound:
         """No element of a result is larger than this many times the largest of the inputs; inf if not known."""
         return math.inf if self.factors is None else math.fsum(map(abs, self.factors))
 
+    @property
+    def interpolation(self) -> tuple[int, int, float] | None:
+        """(i, j, t) where the result is xᵢ + t·(xⱼ − xᵢ), of the inputs with the base last; None where it is more."""
+        if self.factors is None:
+            return None
+        *others, base = range(len(self.factors))
+        used = [i for i in (base, *others) if self.factors[i]]
+        if len(used) != 2 or abs(math.fsum(self.factors) - 1) > 2**-23:
+            return None
+        return used[0], used[1], self.factors[used[1]]
+
 
 @dataclass(frozen=True)
 class MergeMethod:

@@ -35,7 +35,7 @@ class ResidentBytes:
     Attributes:
         sources: the sources' tensors, in the dtype they are stored in.
         model: the one model that is overwritten.
-        workspace: float32 scratch memory.
+        workspace: float32 scratch memory, and parts of sources that lie elsewhere in the dtype they are stored in.
     """
 
     sources: int
@@ -55,8 +55,9 @@ def resident_bytes(
     *,
     base: str | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    transferred: bool = False,
 ) -> ResidentBytes:
-    """What a resident merge holds, when every coefficient is in use and no row is longer than a chunk.
+    """The most that a resident merge holds, when no row is longer than a chunk.
 
     Args:
         method: the merge method.
@@ -64,12 +65,14 @@ def resident_bytes(
         sources: source name to the tensors that are read from it.
         base: the source that task vectors are taken from.
         chunk_elements: as given to `ResidentMerger`.
+        transferred: whether sources lie elsewhere than the model and come to its device part by part.
     """
-    buffers = 0
+    buffers, parts = 0, 0
     for name, tensor in target.items():
         inputs = [tensors[name].dtype for tensors in sources.values() if name in tensors]
         if inputs:
             buffers = max(buffers, sum(dtype != torch.float32 for dtype in [tensor.dtype, *inputs]))
+            parts = max(parts, sum(dtype.itemsize for dtype in inputs))
     names = method.merged_sources(sources, base, None)
     uniform = method.uniform(tuple(sources), base)
     if uniform is not None:
@@ -77,7 +80,7 @@ def resident_bytes(
     return ResidentBytes(
         sources=sum(_n_bytes(tensors) for tensors in sources.values()),
         model=_n_bytes(target),
-        workspace=4 * chunk_elements * buffers,
+        workspace=chunk_elements * (4 * buffers + parts * transferred),
     )
 
 

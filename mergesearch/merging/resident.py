@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 Content: TypeAlias = tuple[object, ...]
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements that a kernel sees at once: many enough to hide the cost of a call, few for a cache."""
+"""Elements that a kernel sees at once on a CPU: many enough to hide the cost of a call, few for a cache."""
+GPU_CHUNK_ELEMENTS = 1 << 22
+"""The same on other devices, where a call costs about as much and the work on an element far less."""
 
 
 class ResidentMerger:
     """Overwrites the parameters of one model with merges of sources that are kept in memory.
 
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
-    target is float32, results are written straight into it. Memory beyond sources and target is a few chunks
-    (see `merging/plan.py`).
+    target is float32, results are written straight into it. Sources that lie elsewhere than the target come to its
+    device part by part, in the dtype they are stored in. Memory beyond sources and target is a few chunks (see
+    `merging/plan.py`).
 
     Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
 
@@ -43,7 +46,8 @@ class ResidentMerger:
         places: canonical name to the part of the model it belongs to; groups are made of such places.
         rows: canonical name to the rows (int64) that are merged; of these tensors sources hold as many rows and no
             others. Rows that are not named stay as they are.
-        chunk_elements: how many elements a kernel sees at once, unless a single row has more.
+        chunk_elements: how many elements a kernel sees at once, unless a single row has more; None for what suits
+            the device.
         statistics: folder that keeps what kernels found out about the sources, for later processes.
 
     Raises:
@@ -57,7 +61,7 @@ class ResidentMerger:
         places: Mapping[str, str],
         *,
         rows: Mapping[str, torch.Tensor] | None = None,
-        chunk_elements: int = CHUNK_ELEMENTS,
+        chunk_elements: int | None = None,
         statistics: Path | None = None,
     ) -> None:
         self._model = {name: tensor.detach() for name, tensor in target.items()}
@@ -71,9 +75,9 @@ class ResidentMerger:
         self._names_in: dict[str, list[str]] = {}
         for name in self._target:
             self._names_in.setdefault(places[name], []).append(name)
-        self._chunk_elements = chunk_elements
         self._device = next(iter(self._target.values())).device
-        self._work = Workspace(chunk_elements, self._device)
+        self._chunk_elements = chunk_elements or chunk_for(self._device)
+        self._work = Workspace(self._chunk_elements, self._device)
         self._statistics = Statistics(statistics)
         # What decided the content of each place; nothing is known of it after a failure.
         self._content: dict[str, Content] = {}
@@ -134,7 +138,8 @@ class ResidentMerger:
     @torch.no_grad()
     def _copy(self, group: GroupRecipe, source: str) -> None:
         for name in self._names(group):
-            self._target[name].copy_(self._sources[source][name])
+            for out, piece in zip(*map(self._flat, (self._target[name], self._sources[source][name])), strict=True):
+                out.copy_(self._here(piece))
         self._refuse_non_finite(group, growth=1.0)
 
     @torch.no_grad()
@@ -145,6 +150,8 @@ class ResidentMerger:
             whole = self._target[name]
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
+            if bound.interpolation and self._interpolate(whole, stored, base, *bound.interpolation):
+                continue
 
             def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:
                 return self._parts(method, stored, base)
@@ -161,10 +168,31 @@ class ResidentMerger:
                     view.copy_(result)
         self._refuse_non_finite(group, bound.growth)
 
+    def _interpolate(
+        self, whole: torch.Tensor, stored: Sequence[torch.Tensor], base: torch.Tensor | None, i: int, j: int, t: float
+    ) -> bool:
+        """Write a merge that is one lerp in one pass over memory; False, and nothing written, where dtypes differ.
+
+        torch computes a lerp in float32 and rounds it once, so this gives what a kernel gives, to the bit.
+        """
+        everything = stored if base is None else (*stored, base)
+        first, second = everything[i], everything[j]
+        if not first.dtype == second.dtype == whole.dtype:
+            return False
+        if first.device == second.device == self._device:
+            torch.lerp(first, second, t, out=whole)
+        else:
+            for out, x, y in zip(*map(self._flat, (whole, first, second)), strict=True):
+                torch.lerp(self._here(x), self._here(y), t, out=out)
+        return True
+
+    def _flat(self, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(whole.view(-1), self._chunk_elements)
+
     def _pieces(self, method: MergeMethod, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One tensor in flat pieces, or in blocks of whole rows."""
         if not method.by_rows:
-            return torch.split(whole.view(-1), self._chunk_elements)
+            return self._flat(whole)
         columns = whole.shape[-1] if whole.dim() else 1
         return torch.split(whole.view(-1, columns), max(1, self._chunk_elements // columns))
 
@@ -178,9 +206,16 @@ class ResidentMerger:
             start += pieces[0].numel()
 
     def _as_float32(self, stored: torch.Tensor) -> torch.Tensor:
-        if stored.dtype == torch.float32 and stored.device == self._device:
-            return stored
-        return self._work.take(stored).copy_(stored)
+        here = self._here(stored)
+        return here if here.dtype == torch.float32 else self._work.take(here).copy_(here)
+
+    def _here(self, stored: torch.Tensor) -> torch.Tensor:
+        """The same on the target's device, in the same dtype: conversion is faster there, and less to transfer.
+
+        From page-locked memory this does not wait, so transfers are queued while the device works. Sources are
+        never written to, so nothing can come too early.
+        """
+        return stored.to(self._device, non_blocking=True)
 
     def _refuse_non_finite(self, group: GroupRecipe, growth: float) -> None:
         """Look for NaN and inf in what was written, unless arithmetic alone shows that there are none.
@@ -277,6 +312,11 @@ class ResidentMerger:
         if problems:
             raise MergeError("\n".join(problems))
         return largest
+
+
+def chunk_for(device: torch.device) -> int:
+    """Elements that a kernel sees at once on `device`."""
+    return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
 
 
 def _decided_by(recipe: MergeRecipe) -> dict[str, Content]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
@@ -13,37 +13,49 @@ if TYPE_CHECKING:
 
     from mergesearch.sources.checkpoint import Checkpoint
 
+Kept: TypeAlias = Literal["device", "pinned", "mapped"]
+"""Where a tensor stays: in the memory of the device, page-locked in the host's, or in its mapped file."""
+
 
 def read_tensors(
     checkpoint: Checkpoint,
     names: Mapping[str, str],
     *,
+    kept: Kept = "mapped",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors by canonical name.
 
-    On the CPU in their stored dtype they stay views of the mapped files: several processes on one machine
-    share one copy, and the kernel may drop pages and read them again. Treat them as read-only. Any other
-    device or dtype gives tensors of their own, moved one at a time.
+    `mapped` ones in their stored dtype stay views of the files: several processes on one machine share one copy,
+    and the kernel may drop pages and read them again. Treat them as read-only. All others are tensors of their
+    own, copied one at a time.
 
     Args:
         checkpoint: the source.
         names: canonical name to raw name, from `check_sources`.
-        device: where the tensors go.
+        kept: where the tensors stay.
+        device: whose memory `device` means.
         dtype: what they are converted to; None keeps each as stored.
 
     Raises:
         SourceError: names every tensor that holds NaN or infinite values, before or after conversion.
     """
     mapped = checkpoint.read_many(names.values())
-    read = {name: mapped[raw].to(device=device, dtype=dtype) for name, raw in names.items()}
+    read = {name: keep(mapped[raw].to(dtype=dtype), kept, device) for name, raw in names.items()}
     broken = [names[name] for name, tensor in read.items() if not _all_finite(tensor)]
     if broken:
         where = f"source {checkpoint.name!r}"
         problems = [Problem(f"tensor {raw!r} holds NaN or infinite values.", where) for raw in broken]
         raise SourceError(problems, "Weights that no merge can use (was the training run diverged?):")
     return read
+
+
+def keep(tensor: torch.Tensor, kept: Kept, device: str | torch.device) -> torch.Tensor:
+    """A tensor of a mapped file, or a copy of it where it is to stay."""
+    if kept == "mapped":
+        return tensor
+    return tensor.pin_memory() if kept == "pinned" else tensor.to(device, copy=True)
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:

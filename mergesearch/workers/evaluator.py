@@ -28,6 +28,7 @@ from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.layout import read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, Task
+from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ class EvaluatorSpec:
         trusted: sources whose own Python code may be run.
         shared_tokens: merge word embeddings over the tokens that all sources have.
         adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
+        residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
+        workers: how many may run on one machine.
     """
 
     folders: Mapping[str, Path]
@@ -124,6 +127,8 @@ class EvaluatorSpec:
     trusted: frozenset[str] = frozenset()
     shared_tokens: bool = False
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    residency: Residency = "auto"
+    workers: int = 1
 
 
 class TrialEvaluator:
@@ -190,11 +195,21 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     opened = [name for name in spec.folders if spec.shared_tokens or spec.merged_places.get(name)]
     checkpoints = {name: open_source(name, spec.folders[name], spec.adapters.get(name)) for name in opened}
     shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
-    sources = {}
+    names = {}
     for name, checkpoint in checkpoints.items():
         wanted = spec.merged_places.get(name, frozenset())
-        names = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
-        tensors = read_tensors(checkpoint, names, device=settings.device)
+        names[name] = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
+    kept, why = choose_residency(
+        spec.residency,
+        settings.device,
+        [checkpoints[source].tensors[raw].n_bytes for source, read in names.items() for raw in read.values()],
+        room=free_memory(settings.device) - working_bytes(settings.batch_tokens, layout.hidden_size),
+        host=free_memory("cpu") // spec.workers,
+    )
+    logger.info("sources: %s, %s", kept, why)
+    sources = {}
+    for name, checkpoint in checkpoints.items():
+        tensors = read_tensors(checkpoint, names[name], kept=kept, device=settings.device)
         sources[name] = tensors if shared is None else shared.select(name, tensors)
     rows = {} if shared is None else {shared.tensor: shared.rows[spec.template]}
     statistics = cache_dir() / "statistics"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from mergesearch.errors import MergeError
 from mergesearch.merging import MergeMethod, ResidentMerger
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 
@@ -90,3 +92,16 @@ def merge(
     merger = ResidentMerger(target, sources, PLACES, chunk_elements=chunk_elements)
     merger.apply(make_recipe(method, list(sources), {ALL_PLACES: coefficients}, base=base, dtype=dtype, **rest))
     return target
+
+
+def typical(method: MergeMethod, names: Sequence[str]) -> dict[str, CoefficientValue]:
+    """Coefficients a third of the way through their ranges, or defaults where a method refuses those."""
+    drawn: dict[str, CoefficientValue] = {}
+    for name, c in method.coefficients.items():
+        third = c.low + (c.high - c.low) / 3 if math.isfinite(c.high - c.low) else max(c.low, 0.4)
+        drawn[name] = dict.fromkeys(names, third) if c.per_source else third
+    try:
+        method.validate(drawn, sources=names)
+    except MergeError:
+        drawn = {n: v if (c := method.coefficients[n].default) is None else c for n, v in drawn.items()}
+    return drawn

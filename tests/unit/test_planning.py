@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from mergesearch import planning
-from mergesearch.errors import MemoryPlanError
+from mergesearch.errors import MemoryPlanError, StudyFileError
 from mergesearch.planning import check_memory, count_tokens, make_plan, memory_plan
 from mergesearch.study import load_study
 from mergesearch.workers.evaluator import TrialEvaluator
+from mergesearch.workers.residency import choose_residency
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
 if TYPE_CHECKING:
@@ -98,16 +99,88 @@ def test_memory_counts_what_headers_say(tiny: TinyStudy) -> None:
         for size in parameter.shape:
             elements[name] *= size
     assert memory.model == 4 * sum(elements.values())
-    assert memory.sources == 2 * 4 * sum(e for n, e in elements.items() if numbers[n].place in merged)
+    sources = 2 * 4 * sum(e for n, e in elements.items() if numbers[n].place in merged)
+    assert (memory.residency, memory.mapped, memory.sources) == ("mapped", sources, 0)
     texts = [t for c in study.collections for t in (*c.query_texts, *c.doc_texts)]
     assert memory.study == sum(map(sys.getsizeof, texts)) >= sum(len(t.encode()) for t in texts)
     assert memory.texts == memory.study + 4 * sum(c.tokens for c in count_tokens(study).values())
     assert memory.embeddings == len(study.collections[0].doc_texts) * study.layout.hidden_size * 4
     assert memory.needed == memory.study + sum(getattr(memory, part) for part in memory.PARTS)
-    assert memory == replace(memory_plan(study, tokens=0), texts=memory.texts, available=memory.available)
+    free = {"available": memory.available, "host": memory.host}
+    assert memory == replace(memory_plan(study, tokens=0), texts=memory.texts, **free)
     assert memory.fits
     two = memory_plan(load_study(tiny.change("workers", to={"kind": "ray", "count": 2, "device": "cpu"}).file))
     assert two.needed - two.study == 2 * (memory.needed - memory.study + two.libraries)
+
+
+def test_every_worker_counts_its_own_copy_of_the_sources(tiny: TinyStudy) -> None:
+    mapped = memory_plan(load_study(tiny.change("workers", to={"kind": "ray", "count": 3, "device": "cpu"}).file))
+    own = memory_plan(load_study(tiny.change("workers", "residency", to="device").file))
+    assert (own.residency, own.sources, own.mapped) == ("device", mapped.mapped, 0)
+    assert own.needed == mapped.needed + 3 * mapped.mapped
+
+
+GPU, HOST = 1 << 33, 1 << 34
+
+
+@pytest.mark.parametrize(
+    ("asked", "spare_on_device", "host", "expected"),
+    [
+        ("auto", 0, HOST, "device"),
+        ("auto", -1, HOST, "pinned"),
+        ("auto", -1, 1000, "mapped"),
+        ("mapped", 0, HOST, "mapped"),
+        ("pinned", 0, HOST, "pinned"),
+        ("device", -1, HOST, "too little"),
+        ("pinned", 0, 1000, "too little"),
+        ("auto", -GPU, HOST, "too little"),
+    ],
+)
+def test_sources_go_where_they_fit(
+    asked: str, spare_on_device: int, host: int, expected: str, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {"cuda": GPU, "cpu": HOST}
+    monkeypatch.setattr(planning, "free_memory", free.__getitem__)
+    workers = {"kind": "ray", "count": 2, "device": "cuda", "residency": "device"}
+    on_device = memory_plan(load_study(tiny.change("workers", to=workers).file))
+    free |= {"cuda": max(0, on_device.needed + spare_on_device), "cpu": host}
+    study = load_study(tiny.change("workers", "residency", to=asked).file)
+    memory = memory_plan(study)
+    if expected == "too little":
+        advice = {"device": "residency: auto", "pinned": "residency: mapped", "auto": "a larger device"}[asked]
+        with pytest.raises(MemoryPlanError, match=advice):
+            check_memory(study)
+        return
+    assert check_memory(study) == memory
+    assert memory.describe().startswith(f"sources: {expected} (")
+    held = {"device": memory.sources, "pinned": memory.pinned, "mapped": memory.mapped}
+    assert [name for name, n_bytes in held.items() if n_bytes] == [expected]
+    if expected == "pinned":  # by both workers, in powers of two
+        assert 2 * on_device.sources <= memory.pinned <= 4 * on_device.sources
+    assert expected in str(make_plan_tables(memory))
+
+
+def make_plan_tables(memory: planning.MemoryPlan) -> object:
+    plan = planning.StudyPlan("s", {}, [], {}, None, 1, [], {}, True, memory, 1, 1.0)
+    return (plan.tables(), plan.summary())
+
+
+def test_mapped_sources_larger_than_memory_are_allowed_and_said_to_be_slow(
+    tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(tiny.file)
+    plan = memory_plan(study)
+    assert "read anew" not in plan.describe()
+    monkeypatch.setattr(planning, "free_memory", lambda _: plan.mapped - 1)
+    assert "read anew for every trial" in memory_plan(study).describe()
+
+
+def test_page_locked_memory_is_for_cuda(tiny: TinyStudy) -> None:
+    tiny.change("workers", "residency", to="pinned")
+    with pytest.raises(StudyFileError, match=r"study\.yaml:\d+: pinned is for CUDA devices, and `device` is cpu"):
+        load_study(tiny.file)
+    with pytest.raises(MemoryPlanError, match=r"the device is 'cpu'\. Take `auto`, or `mapped`"):
+        choose_residency("pinned", "cpu", [1], room=2, host=2)
 
 
 @pytest.mark.parametrize(("device", "measured"), [("cuda", None), ("cuda:1", 1), ("mps", "system"), ("cpu", "system")])

@@ -172,6 +172,22 @@ def test_random_numbers_are_uniform_and_independent() -> None:
     assert torch.equal(site.uniform("a", 1000, torch.empty(8, 3)).view(-1).double(), one[1000:1024])
 
 
+@pytest.mark.parametrize("t", [-0.4, 0.3, 0.7, 1.6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("method", "base"), [("linear", None), ("task_arithmetic", "a")])
+def test_an_interpolation_in_one_pass_is_what_the_kernel_gives(
+    method: str, base: str | None, dtype: torch.dtype, t: float
+) -> None:
+    """Sources of different dtypes go through the kernel, whatever numbers they hold."""
+    sources = make_sources(["a", "b"], dtype)
+    kernel = {"a": sources["a"], "b": {name: tensor.double() for name, tensor in sources["b"].items()}}
+    weight = {"b": t} if base else {"a": 1 - t, "b": t}
+    assert METHODS[method].bind({"weight": weight}, [n for n in "ab" if n != base], {}).interpolation
+    in_one_pass, in_parts = (merge(method, s, {"weight": weight}, base=base, dtype=dtype) for s in (sources, kernel))
+    for name, tensor in in_parts.items():
+        assert torch.equal(in_one_pass[name], tensor)
+
+
 def test_statistics_of_the_sources_are_made_once(tmp_path: Path) -> None:
     made = []
 
