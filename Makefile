@@ -51,6 +51,8 @@ chaos: $(VENV)/.dev  ## kill studies at random moments, many times
 
 bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks.merge_speed
+	$(BIN)/python -m tests.benchmarks.merge_scale --shape minilm --dtype float32
+	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic --rounds 3
 	$(BIN)/python -m tests.benchmarks.encode_speed
 
 clean:  ## remove the virtual environment and tool caches

@@ -62,7 +62,7 @@ def recipes(method: str, places: list[str], dtype: str, base: str | None) -> Ite
     while True:
         step += 1
         alpha = 0.1 + 0.8 * (step % 97) / 97
-        weight = {"weight": {"a": alpha, "b": 1 - alpha}}
+        weight = {"weight": {"a": alpha, "b": 0.95 - alpha}}  # of a sum that leaves a base its share
         groups = tuple(GroupRecipe(place, (place,), None, weight) for place in places)
         sources = tuple(SourceRef(name, name, name) for name in names)
         yield MergeRecipe(method, sources, "a", groups, base=base, dtype=dtype)

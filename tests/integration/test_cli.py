@@ -110,7 +110,14 @@ def test_validate_shows_what_a_collection_warns_of(tiny: TinyStudy) -> None:
 def test_plan_as_table_and_json(tiny: TinyStudy) -> None:
     answer = mergesearch("plan", tiny.file)
     assert answer.code == 0
-    for part in ("retriever", "segment_1", "alpha.segment_2", "workspace", "search space: 9 points; trials: 5"):
+    for part in (
+        "retriever",
+        "segment_1",
+        "alpha.segment_2",
+        "workspace",
+        "sources: mapped (",
+        "search space: 9 points; trials: 5",
+    ):
         assert part in answer.out
     plan = json.loads(mergesearch("plan", "-f", "json", tiny.file).out)
     assert plan["enqueued"] == ["retriever alone", "domain's layers", "uniform average"]
@@ -123,13 +130,14 @@ def test_run_tells_every_trial_and_nothing_else(fresh: TinyStudy) -> None:
     assert quiet(answer.out + answer.err)
     trials = [line for line in answer.out.splitlines() if line.startswith("trial ")]
     assert len(trials) == 5
+    assert answer.out.count("sources: mapped (") == 1
     assert "all 5 trials are done: 5 evaluated" in answer.out
     assert "chosen: trial " in answer.out
 
 
 def test_run_again_has_nothing_to_do_and_a_larger_budget_goes_on(tiny: TinyStudy) -> None:
     assert "nothing to do" in mergesearch("run", tiny.file).out
-    more = mergesearch("run", tiny.file, "--trials", 7, "--quiet")
+    more = mergesearch("run", tiny.file, "--trials", 7, "--quiet", "--residency", "device")
     assert "all 7 trials are done: 2 evaluated" in more.out
     assert not [line for line in more.out.splitlines() if line.startswith("trial ")]
 
