@@ -292,14 +292,13 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         target[f"{table}, shared rows"] = TensorHeader((len(study.shared), *target[table].shape[1:]), dtype)
     sizes = [torch.Size(t.shape).numel() * t.dtype.itemsize for tensors in sources.values() for t in tensors.values()]
     device = spec.evaluation.device
-    on_cpu = device == "cpu"
     held: ResidentBytes = resident_bytes(
         study.method,
         target,
         sources,
         base=content.merge.base,
         chunk_elements=chunk_for(torch.device(device)),
-        transferred=not on_cpu,
+        transferred=device != "cpu",
     )
     in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory
     texts = 0

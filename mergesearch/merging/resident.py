@@ -146,11 +146,12 @@ class ResidentMerger:
     def _merge(self, method: MergeMethod, bound: Bound, group: GroupRecipe, recipe: MergeRecipe) -> None:
         sources = method.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
         content = {source.name: source.content_hash for source in recipe.sources}
+        pair = bound.interpolation
         for name in self._names(group):
             whole = self._target[name]
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
-            if bound.interpolation and self._interpolate(whole, stored, base, *bound.interpolation):
+            if pair and self._interpolate(whole, stored, base, *pair):
                 continue
 
             def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:

@@ -25,6 +25,8 @@ Residency: TypeAlias = Literal["auto", "device", "pinned", "mapped"]
 
 ACTIVATION_FLOATS = 24
 """Numbers per token and hidden unit that a transformer layer holds at once, about."""
+LOCKED_SHARE = 0.8
+"""Of the host's free memory as much may be page-locked: what is locked, nobody else can get."""
 WORKSPACE_BYTES = 256 << 20
 """The most that merging may hold beside sources and model."""
 
@@ -59,9 +61,9 @@ def choose_residency(
     if total <= room:
         return "device", f"{_gib(total)} GiB fit into the {_gib(room)} GiB that are left on {device}"
     small = f"{_gib(total)} GiB do not fit into the {_gib(max(0, room))} GiB that are left on {device}"
-    if cuda and locked <= host:
-        return "pinned", f"{small}, {_gib(locked)} GiB fit into the host's memory"
-    return "mapped", small + (f", nor {_gib(locked)} GiB into the host's memory" if cuda else "")
+    if cuda and locked <= LOCKED_SHARE * host:
+        return "pinned", f"{small}, {_gib(locked)} GiB fit into {LOCKED_SHARE:.0%} of the host's"
+    return "mapped", small + (f", nor {_gib(locked)} GiB into {LOCKED_SHARE:.0%} of the host's" if cuda else "")
 
 
 def page_locked(tensors: Iterable[int]) -> int:
