@@ -39,10 +39,16 @@ Table = tuple[str, list[str], list[tuple[Any, ...]]]
 
 
 class TensorHeader(NamedTuple):
-    """Shape and dtype of a tensor that is not loaded."""
+    """A tensor that is not loaded; `made` when no file holds it as it is."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    made: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class TokenCount(NamedTuple):
@@ -57,7 +63,8 @@ class MemoryPlan:
     """Bytes that one worker holds, and what its device has.
 
     Attributes:
-        sources: tensors of every source in the device's memory: none where they are kept elsewhere.
+        sources: tensors of every source in the device's memory; where they are kept elsewhere, none but those that no
+            file holds as they are and that are not on the host.
         model: the one model that is overwritten.
         workspace: scratch memory of the merge.
         batches: activations of one batch, estimated.
@@ -70,10 +77,10 @@ class MemoryPlan:
         available: free bytes on the device; of a device that is no CUDA GPU, of the system.
         residency: where the sources are kept: `device`, `pinned` or `mapped`.
         why: the reason, in words.
-        pinned: page-locked host memory of the workers of one machine together.
+        on_host: the host's memory that sources take in the workers of one machine together, beside a GPU.
         mapped: source tensors that are read from their files, once for all workers of a machine. The system gives
             this memory to whoever needs it more.
-        host: free bytes of the system, which page-locked memory is taken from.
+        host: free bytes of the system.
     """
 
     PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "libraries")
@@ -90,7 +97,7 @@ class MemoryPlan:
     available: int
     residency: Kept
     why: str
-    pinned: int
+    on_host: int
     mapped: int
     host: int
 
@@ -103,7 +110,7 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """Whether there is enough."""
-        return self.needed <= self.available and self.pinned <= self.host
+        return self.needed <= self.available and self.on_host <= self.host
 
     def describe(self) -> str:
         """Where the sources are kept, and why, in one line."""
@@ -142,7 +149,7 @@ class StudyPlan:
         """Sources, groups, search space and memory."""
         memory = self.memory
         parts = [(name, _mib(getattr(memory, name))) for name in memory.PARTS]
-        elsewhere = [("sources, page-locked on the host", memory.pinned), ("sources, in mapped files", memory.mapped)]
+        elsewhere = [("sources, on the host", memory.on_host), ("sources, in mapped files", memory.mapped)]
         return [
             (
                 "sources",
@@ -249,14 +256,14 @@ def check_memory(study: Study) -> MemoryPlan:
         MemoryPlanError: with what is needed, part by part, and what is there.
     """
     plan = memory_plan(study)
-    if plan.pinned > plan.host:
+    if plan.on_host > plan.host:
         raise MemoryPlanError(
-            f"{_mib(plan.pinned)} MiB of page-locked memory are needed for the sources, {_mib(plan.host)} MiB of the "
-            "host's are available. Use fewer workers, or `workers.residency: mapped`."
+            f"{_mib(plan.on_host)} MiB of the host's memory are needed for the sources, {_mib(plan.host)} MiB are "
+            "available. Use fewer workers, or `workers.residency: mapped`."
         )
     if not plan.fits:
         parts = ", ".join(f"{name} {_mib(getattr(plan, name))}" for name in plan.PARTS)
-        elsewhere = plan.needed - plan.workers * plan.sources <= plan.available
+        elsewhere = plan.residency == "device" and plan.needed - plan.workers * plan.sources <= plan.available
         remedy = "`workers.residency: auto`, which keeps sources elsewhere" if elsewhere else "a larger device"
         raise MemoryPlanError(
             f"{_mib(plan.study)} + {plan.workers} × ({parts}) = {_mib(plan.needed)} MiB are needed, "
@@ -281,16 +288,19 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     for name, checkpoint in study.checkpoints.items():
         wanted = spec.merged_places[name]
         sources[name] = {
-            n: TensorHeader(tuple(checkpoint.tensors[raw].shape), checkpoint.tensors[raw].dtype)
+            n: TensorHeader(tuple(checkpoint.tensors[raw].shape), checkpoint.tensors[raw].dtype, raw in checkpoint.made)
             for n, raw in align(checkpoint, study.layout).items()
             if study.layout.parameters[n].place in wanted
         }
     if study.shared is not None:
         table = study.layout.word_embeddings
         for headers in sources.values():
-            headers[table] = TensorHeader((len(study.shared), *headers[table].shape[1:]), headers[table].dtype)
+            shape = (len(study.shared), *headers[table].shape[1:])
+            headers[table] = TensorHeader(shape, headers[table].dtype, made=True)
         target[f"{table}, shared rows"] = TensorHeader((len(study.shared), *target[table].shape[1:]), dtype)
-    sizes = [torch.Size(t.shape).numel() * t.dtype.itemsize for tensors in sources.values() for t in tensors.values()]
+    read = [header for headers in sources.values() for header in headers.values()]
+    sizes = [header.n_bytes for header in read]
+    made = sum(header.n_bytes for header in read if header.made)
     device = spec.evaluation.device
     held: ResidentBytes = resident_bytes(
         study.method,
@@ -320,22 +330,23 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         workers=content.workers.count if in_system else 1,
         study=texts,
         available=host if in_system else free_memory(device),
-        residency="mapped",
+        residency="device",
         why="",
-        pinned=0,
+        on_host=0,
         mapped=0,
         host=host,
     )
+    count = content.workers.count
     room = (plan.available - plan.needed) // plan.workers
-    residency, why = choose_residency(spec.residency, device, sizes, room=room, host=host // content.workers.count)
-    return replace(
-        plan,
-        residency=residency,
-        why=why,
-        sources=held.sources if residency == "device" else 0,
-        pinned=content.workers.count * page_locked(sizes) if residency == "pinned" else 0,
-        mapped=held.sources if residency == "mapped" else 0,
-    )
+    kept, why = choose_residency(spec.residency, device, sizes, room=room, host=host // count)
+    plan = replace(plan, residency=kept, why=why)
+    if kept == "device":
+        return replace(plan, sources=held.sources)
+    if kept == "pinned":
+        return replace(plan, on_host=count * page_locked(sizes))
+    if in_system:
+        return replace(plan, sources=made, mapped=held.sources - made)
+    return replace(plan, on_host=count * made, mapped=held.sources - made)
 
 
 def count_tokens(study: Study) -> dict[str, TokenCount]:

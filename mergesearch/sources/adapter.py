@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,11 @@ class AdaptedCheckpoint(Checkpoint):
         read |= {name: parts[part] for name, part in replaced.items()}
         read |= {name: change.apply(read[name], parts) for name, change in changes.items()}
         return {name: read[name] for name in names}
+
+    @property
+    def made(self) -> Set[str]:
+        """What the adapter changes."""
+        return self.low_rank.keys()
 
     @cached_property
     def content_hash(self) -> str:

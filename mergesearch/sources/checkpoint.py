@@ -18,7 +18,7 @@ from mergesearch.sources.locate import WEIGHT_FILES, model_folder
 from mergesearch.sources.weight_files import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Set
 
     import torch
 
@@ -99,6 +99,11 @@ class Checkpoint:
             here = [name for name in names if self.tensors[name].file == file]
             read.update(weight_files.read_tensors(file, here))
         return {name: read[name] for name in names}
+
+    @property
+    def made(self) -> Set[str]:
+        """Raw names of tensors that no file holds as they are, so that they take memory wherever they are kept."""
+        return frozenset()
 
     @property
     def n_bytes(self) -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from mergesearch import evaluate_folder, evaluate_study, export_merge, load_study, open_store, run_study
 from mergesearch.controller import Listener
 from mergesearch.errors import ExportError, StudyFileError
+from mergesearch.planning import memory_plan
 from mergesearch.results.export import RECIPE_FILE
 from mergesearch.workers.evaluator import open_merger
 from tests.tiny_adapters import ALPHA, RANK, make_adapter, write_config
@@ -75,6 +76,14 @@ def test_re_adapt_adds_both_task_vectors(tiny: TinyStudy) -> None:
         merged = name.startswith("encoder.")
         expected = theta + 0.5 * (changed - theta) + 1.25 * delta if merged else domain[name].double()
         torch.testing.assert_close(encoder.parameters[name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_of_what_the_adapter_changes_is_planned(tiny: TinyStudy) -> None:
+    memory = memory_plan(load_study(tiny.file))
+    before, after = load_file(tiny.folder / "retriever" / "model.safetensors"), adapted(tiny.folder)
+    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name].double())]
+    assert memory.residency == "mapped"
+    assert memory.sources == sum(4 * after[name].numel() for name in changed)
 
 
 def test_found_by_the_base_that_it_names(tiny: TinyStudy) -> None:

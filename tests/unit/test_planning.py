@@ -153,10 +153,10 @@ def test_sources_go_where_they_fit(
         return
     assert check_memory(study) == memory
     assert memory.describe().startswith(f"sources: {expected} (")
-    held = {"device": memory.sources, "pinned": memory.pinned, "mapped": memory.mapped}
+    held = {"device": memory.sources, "pinned": memory.on_host, "mapped": memory.mapped}
     assert [name for name, n_bytes in held.items() if n_bytes] == [expected]
     if expected == "pinned":  # by both workers, in powers of two
-        assert 2 * on_device.sources <= memory.pinned <= 4 * on_device.sources
+        assert 2 * on_device.sources <= memory.on_host <= 4 * on_device.sources
     assert expected in str(make_plan_tables(memory))
 
 
