@@ -141,7 +141,7 @@ class MergeMethod:
         prepare: finds out what the kernel must know of a whole tensor.
         alone: (index of a source, number of sources) to coefficients that give that source exactly.
         wants: which of the given words (see `merging/kernel.py`) the kernel asks for.
-        prepare_wants: the coefficients and options that `prepare` asks for.
+        prepare_wants: `site`, `work`, coefficients and options that `prepare` asks for.
     """
 
     name: str
@@ -322,16 +322,17 @@ class MergeMethod:
         names = tuple(str(i) for i in range(n_sources))
         content = {name: name for name in (*names, "base")}
         site = Site(self.name, "rehearsal", shape, names, "base", 0, lambda: iter([part]), Statistics(), content)
-        prepared = self.prepare_for(site, arguments)
+        prepared = self.prepare_for(site, arguments, work)
         result = self.call(arguments, part, torch.empty(shape), work, site, prepared)
         factors = tuple(result.view(-1).tolist()) if "linear_map" in self.properties else None
         return Bound(arguments, factors, work.n_buffers)
 
-    def prepare_for(self, site: Site, arguments: Mapping[str, Any]) -> Any:
+    def prepare_for(self, site: Site, arguments: Mapping[str, Any], work: Workspace) -> Any:
         """What the kernel must know of the whole tensor at `site`; None for methods that need nothing."""
         if self.prepare is None:
             return None
-        return self.prepare(site=site, **{name: arguments[name] for name in self.prepare_wants})
+        given = {"site": site, "work": work, **arguments}
+        return self.prepare(**{name: given[name] for name in self.prepare_wants})
 
     def call(
         self, arguments: Mapping[str, Any], part: Part, out: torch.Tensor, work: Workspace, site: Site, prepared: Any

@@ -79,7 +79,7 @@ def merge_method(
         title: the method's name for people.
         paper: URL of what it follows.
         by_rows: the kernel sees blocks of whole rows (along the last dimension) and not flat pieces.
-        prepare: takes `site` and coefficients or options by name; the kernel gets its result as `prepared`.
+        prepare: takes `site`, `work`, coefficients and options by name; the kernel gets its result as `prepared`.
         alone: (index of a source, number of sources) to the coefficients, without those that have defaults, that
             give this source exactly; for methods without weights.
         min_sources: fewest sources, base left out.
@@ -116,7 +116,7 @@ def merge_method(
             prepare=prepare,
             alone=alone,
             wants=frozenset(parameters) & _GIVEN,
-            prepare_wants=frozenset(inspect.signature(prepare).parameters) - {"site"} if prepare else frozenset(),
+            prepare_wants=frozenset(inspect.signature(prepare).parameters) if prepare else frozenset(),
         )
         _check(method)
         METHODS[method.name] = method
@@ -159,7 +159,7 @@ def _check(method: MergeMethod) -> None:
     if (method.prepare is not None) != ("prepared" in method.wants):
         raise TypeError(f"{method.name}: `prepare=` and a parameter `prepared` belong together")
     declared = {kernel_parameter(name) for name in (*method.coefficients, *method.options)}
-    for name in method.prepare_wants - declared:
+    for name in method.prepare_wants - declared - {"site", "work"}:
         raise TypeError(unknown(f"coefficient or option that {method.name} prepares with", name, declared))
     if method.dense and "density" not in method.coefficients:
         raise TypeError(f"{method.name}: `dense=` belongs to methods with a density")

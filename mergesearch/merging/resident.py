@@ -151,7 +151,7 @@ class ResidentMerger:
 
             shape, statistics = tuple(whole.shape), self._statistics
             site = Site(method.name, name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
-            prepared = method.prepare_for(site, bound.arguments)
+            prepared = method.prepare_for(site, bound.arguments, self._work)
             for view, part in zip(self._pieces(method, whole), read(), strict=True):
                 out = view if view.dtype == torch.float32 else self._work.take(view)
                 result = method.call(bound.arguments, part, out, self._work, site, prepared)
