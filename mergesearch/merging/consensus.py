@@ -61,10 +61,11 @@ def add_elected(
     *,
     scale: float,
     normalize: bool,
+    weigh_votes: bool = True,
 ) -> torch.Tensor:
     """The base plus `scale` times the weighted task vectors, of every element those with the sign of its sum.
 
-    Weights are applied before the election, and a sum of zero counts as positive. With `normalize`, each element
+    A sum of zero counts as positive. With `normalize`, each element
     is divided by the weights of those that were kept, unless these cancel.
 
     Args:
@@ -76,6 +77,7 @@ def add_elected(
         sparsify: applied to xᵢ − base, before the weight.
         scale: λ.
         normalize: divide by the weights of what was kept.
+        weigh_votes: elect signs after weighting; otherwise the signs of plain sums, for weights that are not negative.
     """
     voters = [(x, w, thin) for x, w, thin in zip(tensors, weight, sparsify or [None] * len(weight), strict=True) if w]
     if len(voters) < 2:
@@ -87,7 +89,7 @@ def add_elected(
         delta = torch.sub(x, base, out=work.take(base))
         if thin is not None:
             thin(delta)
-        deltas.append(delta.mul_(w))
+        deltas.append(delta.mul_(w) if weigh_votes else delta)
     sign = torch.add(deltas[0], deltas[1], out=work.take(base))
     for delta in deltas[2:]:
         sign.add_(delta)
@@ -95,7 +97,7 @@ def add_elected(
     sign.ge_(0).sub_(0.5)
     total, divisor = out.zero_(), work.take(base).fill_(TINY)
     for delta, (_, w, _) in zip(deltas, voters, strict=True):
-        total.add_(delta.mul_(sign).clamp_(min=0))
+        total.add_(delta.mul_(sign).clamp_(min=0), alpha=1 if weigh_votes else w)
         if normalize:
             divisor.add_(delta.gt_(0), alpha=w)
     if normalize:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from mergesearch.errors import MergeError, unknown
 from mergesearch.merging.kernel import Doc, PerSource, Range, Site, Tensors, Workspace
 from mergesearch.merging.method import (
+    ARITHMETIC,
     PROPERTIES,
     Coefficient,
     MergeMethod,
@@ -71,6 +72,7 @@ def merge_method(
     properties: Iterable[str] = (),
     dense: str = "",
     parity: str = "",
+    mergekit: Callable[..., torch.Tensor] | None = None,
     shorthands: Sequence[Shorthand] = (),
 ) -> Callable[[Callable[..., torch.Tensor]], MergeMethod]:
     """Register the decorated kernel under its own name.
@@ -87,6 +89,8 @@ def merge_method(
         properties: names in `PROPERTIES`; the conformance suite tests them.
         dense: name of the method that it equals where every `density` is 1, if that is another; tested likewise.
         parity: how its results compare to mergekit's, for the table in the docs.
+        mergekit: the same as mergekit computes it (see `merging/mergekit_arithmetic.py`), which adds the option
+            `arithmetic`.
         shorthands: ways to write the coefficients as one number.
 
     Raises:
@@ -95,6 +99,8 @@ def merge_method(
 
     def register(kernel: Callable[..., torch.Tensor]) -> MergeMethod:
         coefficients, options = _declared(kernel)
+        if mergekit is not None:
+            options.append(ARITHMETIC)
         parameters = inspect.signature(kernel).parameters
         method = MergeMethod(
             name=kernel.__name__,
@@ -113,6 +119,7 @@ def merge_method(
             parity=parity,
             shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
             kernel=kernel,
+            mergekit=mergekit,
             prepare=prepare,
             alone=alone,
             wants=frozenset(parameters) & _GIVEN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,8 @@ class ResidentMerger:
 
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
     target is float32, results are written straight into it. Memory beyond sources and target is a few chunks
-    (see `merging/plan.py`).
+    (see `merging/plan.py`). The exception is the option `arithmetic: mergekit`, which takes several copies of
+    the largest tensor for each source.
 
     Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
 
@@ -139,12 +141,15 @@ class ResidentMerger:
 
     @torch.no_grad()
     def _merge(self, method: MergeMethod, bound: Bound, group: GroupRecipe, recipe: MergeRecipe) -> None:
-        sources = method.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
+        sources = method.sources_of(recipe)
         content = {source.name: source.content_hash for source in recipe.sources}
         for name in self._names(group):
             whole = self._target[name]
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
+            if bound.as_mergekit:
+                whole.copy_(self._as_mergekit(method, bound, stored, base))
+                continue
 
             def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:
                 return self._parts(method, stored, base)
@@ -160,6 +165,18 @@ class ResidentMerger:
                 if result is not view:
                     view.copy_(result)
         self._refuse_non_finite(group, bound.growth)
+
+    def _as_mergekit(
+        self, method: MergeMethod, bound: Bound, stored: Sequence[torch.Tensor], base: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The whole tensor as mergekit makes it of sources whose dtypes differ: in the one that holds them all."""
+        assert method.mergekit is not None
+        everything = stored if base is None else (*stored, base)
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in everything))
+        tensors = [tensor.to(self._device, dtype) for tensor in everything]
+        if base is None:
+            return method.mergekit(tensors, **bound.arguments)
+        return method.mergekit(tensors[:-1], tensors[-1], **bound.arguments)
 
     def _pieces(self, method: MergeMethod, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One tensor in flat pieces, or in blocks of whole rows."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 
+from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.consensus import add_task_vectors
 from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim_both_ends
@@ -18,6 +19,7 @@ from mergesearch.merging.sparsify import Sparsify, trim_both_ends
     prepare=trim_both_ends,
     properties=("one_hot", "symmetric", "zero_task_vectors"),
     dense="task_arithmetic",
+    mergekit=mergekit_arithmetic.breadcrumbs,
     parity="float32, and ties at the thresholds all kept; equal to the bit with `arithmetic: mergekit`",
 )
 def breadcrumbs(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import torch
 
+from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
 
 
@@ -13,6 +14,7 @@ from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, m
     title="Task arithmetic",
     paper="https://arxiv.org/abs/2212.04089",
     properties=("one_hot", "symmetric", "zero_task_vectors", "linear_map"),
+    mergekit=mergekit_arithmetic.task_arithmetic,
     parity="mergekit computes in the stored dtype, this in float32; equal but for rounding",
 )
 def task_arithmetic(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 
+from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.consensus import add_elected
 from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim
@@ -17,6 +18,7 @@ from mergesearch.merging.sparsify import Sparsify, trim
     paper="https://arxiv.org/abs/2306.01708",
     prepare=trim,
     properties=("one_hot", "symmetric", "zero_task_vectors"),
+    mergekit=mergekit_arithmetic.ties,
     parity="float32, and ties at the threshold all kept; equal to the bit with `arithmetic: mergekit`",
 )
 def ties(
