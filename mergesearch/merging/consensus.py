@@ -65,8 +65,8 @@ def add_elected(
 ) -> torch.Tensor:
     """The base plus `scale` times the weighted task vectors, of every element those with the sign of its sum.
 
-    A sum of zero counts as positive. With `normalize`, each element
-    is divided by the weights of those that were kept, unless these cancel.
+    A sum of zero counts as positive. With `normalize`, each element is divided by the weights of those that were
+    kept, unless these cancel.
 
     Args:
         tensors: the sources xᵢ.
@@ -82,8 +82,8 @@ def add_elected(
     voters = [(x, w, thin) for x, w, thin in zip(tensors, weight, sparsify or [None] * len(weight), strict=True) if w]
     if len(voters) < 2:
         # Nobody disagrees, and a normalized weight cancels.
-        xs, ws, thins = ([voter[i] for voter in voters] for i in range(3))
-        return add_task_vectors(xs, base, out, work, [scale if normalize else scale * w for w in ws], thins)
+        factors = [scale * (1.0 if normalize and w else w) for w in weight]
+        return add_task_vectors(tensors, base, out, work, factors, sparsify)
     deltas = []
     for x, w, thin in voters:
         delta = torch.sub(x, base, out=work.take(base))

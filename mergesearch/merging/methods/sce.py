@@ -104,9 +104,9 @@ def sce(
 
     Per tensor, selected are the ⌊select_topk·m⌋ elements that vary most among the m that vary at all, and the share
     sᵢ of a source is its part in the squares of all that is selected. mergekit gives equal shares where the mean
-    squares sum to less than 1e-6, which is common for fine-tuned models, and divides by no less than 1e-6; the
-    paper has neither, and here there is neither. mergekit rounds to the stored dtype after each step, and keeps an
-    arbitrary choice of elements that vary as much as the threshold, where this keeps them all.
+    squares sum to less than 1e-6, which is common for fine-tuned models, and divides by no less than 1e-6; this
+    does neither. mergekit rounds to the stored dtype after each step, and keeps an arbitrary choice of elements
+    that vary as much as the threshold, where this keeps them all.
     """
     if prepared is None:
         return out.copy_(base)
