@@ -29,8 +29,8 @@ def breadcrumbs(
     work: Workspace,
     prepared: Sequence[Sparsify],
     weight: Annotated[PerSource, Range("Factor of each task vector; negative weights forget a task.")],
-    density: Annotated[PerSource, Range("Share of elements that is kept.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]  # noqa: ARG001
-    gamma: Annotated[PerSource, Range("Share of the largest elements that is dropped.", 0.0, 1.0)] = 0.01,  # type: ignore[assignment]  # noqa: ARG001
+    density: Annotated[PerSource, Range("Share of elements that is kept.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]
+    gamma: Annotated[PerSource, Range("Share of the largest elements that is dropped.", 0.0, 1.0)] = 0.01,  # type: ignore[assignment]
     lambda_: Annotated[float, Range("Factor of the whole sum.")] = 1.0,
 ) -> torch.Tensor:
     """The base plus λ Σ wᵢ bᵢ, where bᵢ is xᵢ − base without its largest and its smallest elements.

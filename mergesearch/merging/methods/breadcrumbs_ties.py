@@ -29,8 +29,8 @@ def breadcrumbs_ties(
     work: Workspace,
     prepared: Sequence[Sparsify],
     weight: Annotated[PerSource, Range("Factor of each task vector; negative weights turn its votes.")],
-    density: Annotated[PerSource, Range("Share of elements that is kept.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]  # noqa: ARG001
-    gamma: Annotated[PerSource, Range("Share of the largest elements that is dropped.", 0.0, 1.0)] = 0.01,  # type: ignore[assignment]  # noqa: ARG001
+    density: Annotated[PerSource, Range("Share of elements that is kept.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]
+    gamma: Annotated[PerSource, Range("Share of the largest elements that is dropped.", 0.0, 1.0)] = 0.01,  # type: ignore[assignment]
     lambda_: Annotated[float, Range("Factor of the whole sum.")] = 1.0,
     normalize: Annotated[bool, Doc("Divide each element by the weights of the sources that it was kept from.")] = False,
 ) -> torch.Tensor:

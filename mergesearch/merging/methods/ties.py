@@ -28,7 +28,7 @@ def ties(
     work: Workspace,
     prepared: Sequence[Sparsify],
     weight: Annotated[PerSource, Range("Factor of each task vector; negative weights turn its votes.")],
-    density: Annotated[PerSource, Range("Share of each task vector that is kept, by magnitude.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]  # noqa: ARG001
+    density: Annotated[PerSource, Range("Share of each task vector that is kept, by magnitude.", 0.0, 1.0)] = 1.0,  # type: ignore[assignment]
     lambda_: Annotated[float, Range("Factor of the whole sum.")] = 1.0,
     normalize: Annotated[bool, Doc("Divide each element by the weights of the sources that it was kept from.")] = True,
 ) -> torch.Tensor:
