@@ -24,6 +24,7 @@ PROPERTIES: Mapping[str, str] = MappingProxyType(
         "one_hot": "weight 1 for one source, 0 for the others and defaults else give that source exactly",
         "symmetric": "the order of the sources does not matter",
         "zero_task_vectors": "sources equal to the base give the base exactly, whatever the coefficients",
+        "random": "the seed decides what is kept of each source, by the source's name and the tensor's",
         "linear_map": "the result is Σ cᵢ·tensorᵢ with cᵢ that no tensor has a say in",
     }
 )
