@@ -98,7 +98,7 @@ def sce(
     out: torch.Tensor,
     work: Workspace,
     prepared: Selection | None,
-    select_topk: Annotated[float, Range("Share that is merged, by variance among sources.", 0.0, 1.0)] = 1.0,  # noqa: ARG001
+    select_topk: Annotated[float, Range("Share that is merged, by variance among sources.", 0.0, 1.0)] = 1.0,
 ) -> torch.Tensor:
     """The base plus Σ sᵢ δᵢ / Σ sᵢ over the selected elements whose δᵢ has the sign of Σ δᵢ.
 
