@@ -227,7 +227,7 @@ def _check_method(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> N
         if option is None:
             checks.add(unknown(f"option of {method.name}", name, method.options), "merge", "options", name)
         elif not option.accepts(setting):
-            message = f"{name} is of type {option.type.__name__}, found {setting!r}"
+            message = f"{name} is {option.wanted}, found {setting!r}"
             checks.add(message, "merge", "options", name)
     if merge.template in sources:
         _check_measured(checks, parsed, method)

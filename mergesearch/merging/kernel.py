@@ -20,8 +20,9 @@ no memory with any of them. A kernel returns a float32 tensor of that shape: `ou
 leaves its inputs as they are. Parts are flat, or blocks of whole rows for a method that is declared `by_rows`.
 
 What a kernel must know of a whole tensor (a norm, a threshold) its method's `prepare` function finds out
-beforehand. It takes `site`, from which it reads the tensor part by part, and those of the kernel's coefficients
-and options that it names. So no merge needs a copy of a tensor, however large that is.
+beforehand. It takes `site`, from which it reads the tensor part by part, `work` if it needs scratch memory for a
+part, and those of the kernel's coefficients and options that it names. So no merge needs a copy of a tensor,
+however large that is.
 """
 
 from __future__ import annotations
@@ -162,17 +163,21 @@ class Site:
         """Elements of the tensor."""
         return math.prod(self.shape)
 
-    def remember(self, key: str, build: Callable[[], torch.Tensor], *, of: Sequence[str] | None = None) -> torch.Tensor:
+    def remember(
+        self, key: str, build: Callable[[], torch.Tensor], *, of: Sequence[str] | None = None, lasting: bool = True
+    ) -> torch.Tensor:
         """`build()` the first time, its result ever after, in this process and where statistics are kept on disk.
 
         Args:
             key: what it is: the kind of the statistic and every number that decides it.
             build: makes a small tensor, which lands on the CPU.
             of: names of the sources, base included, that it is a statistic of; all by default.
+            lasting: False for what follows from a coefficient, of which a search makes one after the other: only
+                the latest of those are kept, and in memory.
         """
         everything = (*self.sources, self.base) if self.base is not None else self.sources
         owners = tuple(self.content[name] for name in (everything if of is None else of))
-        return self.statistics.recall((key, self.tensor, *owners), build)
+        return self.statistics.recall((key, self.tensor, *owners), build, lasting=lasting)
 
     def uniform(self, source: str, start: int, out: torch.Tensor) -> torch.Tensor:
         """Fill `out` with uniform random numbers of [0, 1), multiples of 2⁻²⁴.

@@ -24,6 +24,7 @@ PROPERTIES: Mapping[str, str] = MappingProxyType(
         "one_hot": "weight 1 for one source, 0 for the others and defaults else give that source exactly",
         "symmetric": "the order of the sources does not matter",
         "zero_task_vectors": "sources equal to the base give the base exactly, whatever the coefficients",
+        "random": "the seed decides what is kept of each source, by the source's name and the tensor's",
         "linear_map": "the result is Σ cᵢ·tensorᵢ with cᵢ that no tensor has a say in",
     }
 )
@@ -62,18 +63,34 @@ class Coefficient:
 
 @dataclass(frozen=True)
 class Option:
-    """A setting that is fixed for a study: a bool, a number or a word."""
+    """A setting that is fixed for a study: a bool, a number or a word; one of `choices`, if there are any."""
 
     name: str
     default: OptionValue
     type: type[bool] | type[float] | type[str]
     doc: str
+    choices: tuple[str, ...] = ()
 
     def accepts(self, setting: OptionValue) -> bool:
         """Whether `setting` is of this option's type; a whole number is a number, a bool is not."""
         if self.type is float:
             return isinstance(setting, int | float) and not isinstance(setting, bool)
-        return isinstance(setting, self.type)
+        return isinstance(setting, self.type) and (not self.choices or setting in self.choices)
+
+    @property
+    def wanted(self) -> str:
+        """What is accepted, for messages."""
+        return f"one of {', '.join(self.choices)}" if self.choices else f"of type {self.type.__name__}"
+
+
+ARITHMETIC = Option(
+    "arithmetic",
+    "float32",
+    str,
+    "`float32`, or `mergekit`: whole tensors, in the stored dtype, with mergekit's order of operations.",
+    ("float32", "mergekit"),
+)
+"""The option of methods that can also compute as mergekit does."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +120,13 @@ class Bound:
 
     Attributes:
         arguments: the kernel's keyword arguments.
+        as_mergekit: compute as mergekit does.
         factors: what a linear map multiplies each source with, the base last; None for other methods.
         n_buffers: workspace buffers that the kernel took.
     """
 
     arguments: Mapping[str, Any]
+    as_mergekit: bool
     factors: tuple[float, ...] | None
     n_buffers: int
 
@@ -150,10 +169,11 @@ class MergeMethod:
         parity: how its results compare to mergekit's, in a sentence; "" if mergekit has no such method.
         shorthands: ways to write the coefficients as one number.
         kernel: the function itself.
+        mergekit: the same from whole tensors in their stored dtype, as mergekit computes it; None if it does not.
         prepare: finds out what the kernel must know of a whole tensor.
         alone: (index of a source, number of sources) to coefficients that give that source exactly.
         wants: which of the given words (see `merging/kernel.py`) the kernel asks for.
-        prepare_wants: the coefficients and options that `prepare` asks for.
+        prepare_wants: `site`, `work`, coefficients and options that `prepare` asks for.
     """
 
     name: str
@@ -173,6 +193,7 @@ class MergeMethod:
     parity: str
     shorthands: Mapping[str, Shorthand]
     kernel: Callable[..., torch.Tensor]
+    mergekit: Callable[..., torch.Tensor] | None
     prepare: Callable[..., Any] | None
     alone: Callable[[int, int], dict[str, CoefficientValue]] | None
     wants: frozenset[str]
@@ -189,6 +210,16 @@ class MergeMethod:
         if "symmetric" in self.properties:
             return tuple(sorted(names))
         return tuple(sorted(names, key=lambda name: name != template))
+
+    def sources_of(self, recipe: MergeRecipe) -> tuple[str, ...]:
+        """The sources of a recipe that have coefficients, in the order in which they are merged.
+
+        mergekit sees them as they are listed, and so does its arithmetic here.
+        """
+        names = [source.name for source in recipe.sources]
+        if _as_mergekit(recipe.options):
+            return tuple(name for name in names if name != recipe.base)
+        return self.merged_sources(names, recipe.base, recipe.template)
 
     def coefficients_for_source(
         self, source: str, sources: Sequence[str], base: str | None = None, template: str | None = None
@@ -268,7 +299,7 @@ class MergeMethod:
         Raises:
             MergeError: listing everything that is wrong, by group.
         """
-        names = self.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
+        names = self.sources_of(recipe)
         bound: dict[str, Bound] = {}
         problems: list[str] = []
         if self.needs_base and recipe.base is None:
@@ -297,7 +328,7 @@ class MergeMethod:
 
         Args:
             coefficients: of one group.
-            sources: names of the sources, in the order of `merged_sources`.
+            sources: names of the sources, in the order in which they are merged.
             options: options that differ from their defaults.
 
         Raises:
@@ -333,13 +364,15 @@ class MergeMethod:
         for name, option in self.options.items():
             setting = options.get(name, option.default)
             if not option.accepts(setting):
-                problems.append(f"option {name} is a {option.type.__name__}, not {setting!r}: {option.doc}")
+                problems.append(f"option {name} is {option.wanted}, not {setting!r}: {option.doc}")
             arguments[kernel_parameter(name)] = setting
         if problems:
             raise MergeError("\n".join(problems))
-        return self._rehearse(arguments, len(sources))
+        if self.mergekit is not None:
+            del arguments[ARITHMETIC.name]
+        return self._rehearse(arguments, len(sources), _as_mergekit(options))
 
-    def _rehearse(self, arguments: Mapping[str, Any], n_sources: int) -> Bound:
+    def _rehearse(self, arguments: Mapping[str, Any], n_sources: int, as_mergekit: bool) -> Bound:
         """Call the kernel on unit vectors: it sees every coefficient, and nothing is overwritten yet.
 
         For a linear map the result holds the factor of every input. Their absolute sum bounds what the merge can
@@ -352,16 +385,17 @@ class MergeMethod:
         names = tuple(str(i) for i in range(n_sources))
         content = {name: name for name in (*names, "base")}
         site = Site(self.name, "rehearsal", shape, names, "base", 0, lambda: iter([part]), Statistics(), content)
-        prepared = self.prepare_for(site, arguments)
+        prepared = self.prepare_for(site, arguments, work)
         result = self.call(arguments, part, torch.empty(shape), work, site, prepared)
         factors = tuple(result.view(-1).tolist()) if "linear_map" in self.properties else None
-        return Bound(arguments, factors, work.n_buffers)
+        return Bound(arguments, as_mergekit, factors, work.n_buffers)
 
-    def prepare_for(self, site: Site, arguments: Mapping[str, Any]) -> Any:
+    def prepare_for(self, site: Site, arguments: Mapping[str, Any], work: Workspace) -> Any:
         """What the kernel must know of the whole tensor at `site`; None for methods that need nothing."""
         if self.prepare is None:
             return None
-        return self.prepare(site=site, **{name: arguments[name] for name in self.prepare_wants})
+        given = {"site": site, "work": work, **arguments}
+        return self.prepare(**{name: given[name] for name in self.prepare_wants})
 
     def call(
         self, arguments: Mapping[str, Any], part: Part, out: torch.Tensor, work: Workspace, site: Site, prepared: Any
@@ -372,6 +406,10 @@ class MergeMethod:
             "out": out, "work": work, "site": site, "prepared": prepared,
         }  # fmt: skip
         return self.kernel(**{name: given[name] for name in self.wants}, **arguments)
+
+
+def _as_mergekit(options: Mapping[str, OptionValue]) -> bool:
+    return options.get(ARITHMETIC.name) == "mergekit"
 
 
 def kernel_parameter(name: str) -> str:

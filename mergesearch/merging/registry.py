@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 from mergesearch.errors import MergeError, unknown
 from mergesearch.merging.kernel import Doc, Measured, PerSource, Range, Site, Tensors, Workspace
 from mergesearch.merging.method import (
+    ARITHMETIC,
     PROPERTIES,
     Coefficient,
     MergeMethod,
@@ -72,6 +73,7 @@ def merge_method(
     properties: Iterable[str] = (),
     dense: str = "",
     parity: str = "",
+    mergekit: Callable[..., torch.Tensor] | None = None,
     shorthands: Sequence[Shorthand] = (),
 ) -> Callable[[Callable[..., torch.Tensor]], MergeMethod]:
     """Register the decorated kernel under its own name.
@@ -80,7 +82,7 @@ def merge_method(
         title: the method's name for people.
         paper: URL of what it follows.
         by_rows: the kernel sees blocks of whole rows (along the last dimension) and not flat pieces.
-        prepare: takes `site` and coefficients or options by name; the kernel gets its result as `prepared`.
+        prepare: takes `site`, `work`, coefficients and options by name; the kernel gets its result as `prepared`.
         alone: (index of a source, number of sources) to the coefficients, without those that have defaults, that
             give this source exactly; for methods without weights.
         min_sources: fewest sources, base left out.
@@ -88,6 +90,8 @@ def merge_method(
         properties: names in `PROPERTIES`; the conformance suite tests them.
         dense: name of the method that it equals where every `density` is 1, if that is another; tested likewise.
         parity: how its results compare to mergekit's, for the table in the docs.
+        mergekit: the same as mergekit computes it (see `merging/mergekit_arithmetic.py`), which adds the option
+            `arithmetic`.
         shorthands: ways to write the coefficients as one number.
 
     Raises:
@@ -96,6 +100,8 @@ def merge_method(
 
     def register(kernel: Callable[..., torch.Tensor]) -> MergeMethod:
         coefficients, options, measured = _declared(kernel)
+        if mergekit is not None:
+            options.append(ARITHMETIC)
         parameters = inspect.signature(kernel).parameters
         method = MergeMethod(
             name=kernel.__name__,
@@ -115,10 +121,11 @@ def merge_method(
             parity=parity,
             shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
             kernel=kernel,
+            mergekit=mergekit,
             prepare=prepare,
             alone=alone,
             wants=frozenset(parameters) & _GIVEN,
-            prepare_wants=frozenset(inspect.signature(prepare).parameters) - {"site"} if prepare else frozenset(),
+            prepare_wants=frozenset(inspect.signature(prepare).parameters) if prepare else frozenset(),
         )
         _check(method)
         METHODS[method.name] = method
@@ -163,7 +170,7 @@ def _check(method: MergeMethod) -> None:
     if (method.prepare is not None) != ("prepared" in method.wants):
         raise TypeError(f"{method.name}: `prepare=` and a parameter `prepared` belong together")
     declared = {kernel_parameter(name) for name in (*method.coefficients, *method.options)}
-    for name in method.prepare_wants - declared:
+    for name in method.prepare_wants - declared - {"site", "work"}:
         raise TypeError(unknown(f"coefficient or option that {method.name} prepares with", name, declared))
     if method.dense and "density" not in method.coefficients:
         raise TypeError(f"{method.name}: `dense=` belongs to methods with a density")

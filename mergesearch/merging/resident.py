@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,8 @@ class ResidentMerger:
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
     target is float32, results are written straight into it. Sources that lie elsewhere than the target come to its
     device part by part, in the dtype they are stored in. Memory beyond sources and target is a few chunks (see
-    `merging/plan.py`).
+    `merging/plan.py`). The exception is the option `arithmetic: mergekit`, which takes several copies of the largest
+    tensor for each source.
 
     Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
 
@@ -144,13 +146,16 @@ class ResidentMerger:
 
     @torch.no_grad()
     def _merge(self, method: MergeMethod, bound: Bound, group: GroupRecipe, recipe: MergeRecipe) -> None:
-        sources = method.merged_sources([source.name for source in recipe.sources], recipe.base, recipe.template)
+        sources = method.sources_of(recipe)
         content = {source.name: source.content_hash for source in recipe.sources}
         pair = bound.interpolation
         for name in self._names(group):
             whole = self._target[name]
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
+            if bound.as_mergekit:
+                whole.copy_(self._as_mergekit(method, bound, stored, base))
+                continue
             if pair and self._interpolate(whole, stored, base, *pair):
                 continue
 
@@ -159,7 +164,7 @@ class ResidentMerger:
 
             shape, statistics = tuple(whole.shape), self._statistics
             site = Site(method.name, name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
-            prepared = method.prepare_for(site, bound.arguments)
+            prepared = method.prepare_for(site, bound.arguments, self._work)
             for view, part in zip(self._pieces(method, whole), read(), strict=True):
                 out = view if view.dtype == torch.float32 else self._work.take(view)
                 result = method.call(bound.arguments, part, out, self._work, site, prepared)
@@ -189,6 +194,18 @@ class ResidentMerger:
 
     def _flat(self, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.split(whole.view(-1), self._chunk_elements)
+
+    def _as_mergekit(
+        self, method: MergeMethod, bound: Bound, stored: Sequence[torch.Tensor], base: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The whole tensor as mergekit makes it of sources whose dtypes differ: in the one that holds them all."""
+        assert method.mergekit is not None
+        everything = stored if base is None else (*stored, base)
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in everything))
+        tensors = [tensor.to(self._device, dtype) for tensor in everything]
+        if base is None:
+            return method.mergekit(tensors, **bound.arguments)
+        return method.mergekit(tensors[:-1], tensors[-1], **bound.arguments)
 
     def _pieces(self, method: MergeMethod, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One tensor in flat pieces, or in blocks of whole rows."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Key = tuple[str, ...]
 
+LATEST = 4096
+"""How many tensors that do not last are kept."""
+
 
 class Statistics:
     """Small tensors by key, in memory and, where a folder is given, on disk for the processes to come.
@@ -32,9 +35,22 @@ class Statistics:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._known: dict[Key, torch.Tensor] = {}
+        self._latest: dict[Key, torch.Tensor] = {}
 
-    def recall(self, key: Key, build: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor of this key, on the CPU; built if it is new."""
+    def recall(self, key: Key, build: Callable[[], torch.Tensor], *, lasting: bool = True) -> torch.Tensor:
+        """The tensor of this key, on the CPU; built if it is new.
+
+        Args:
+            key: names what it is, and of which content.
+            build: makes it.
+            lasting: keep it for good; otherwise it stays in memory until `LATEST` others were asked for.
+        """
+        if not lasting:
+            value = self._latest.pop(key, None)
+            self._latest[key] = build().detach().cpu() if value is None else value
+            if len(self._latest) > LATEST:
+                del self._latest[next(iter(self._latest))]
+            return self._latest[key]
         if key not in self._known:
             found = self._load(key)
             if found is None:

@@ -58,7 +58,7 @@ def factors(method: MergeMethod, recipe: MergeRecipe) -> dict[str, dict[str, flo
     Raises:
         MergeError: no merge can be built from the recipe.
     """
-    names = method.merged_sources([s.name for s in recipe.sources], recipe.base, recipe.template)
+    names = method.sources_of(recipe)
     return {
         group: dict(zip([*names, recipe.base or ""], bound.factors or (), strict=True))
         for group, bound in method.check(recipe).items()

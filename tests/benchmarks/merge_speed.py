@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mergesearch.merging import ResidentMerger
-from mergesearch.recipe import GroupRecipe, MergeRecipe, SourceRef
+from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 
 SHAPES = {
     "embeddings.word_embeddings": (30522, 384),
@@ -55,27 +56,45 @@ def place_of(name: str) -> str:
     return f"layer.{parts[parts.index('layer') + 1]}" if "layer" in parts else "rest"
 
 
-def recipes(method: str, places: list[str], dtype: str, base: str | None) -> Iterator[MergeRecipe]:
-    """Recipes without end, no group of which is like the one before."""
+def recipes(
+    method: str, places: list[str], dtype: str, base: str | None, density: tuple[float, float] | None = None
+) -> Iterator[MergeRecipe]:
+    """Recipes without end, no group of which is like the one before; densities step through a range."""
     names = ["a", "b"] if base is None else [base, "a", "b"]
     step = 0
     while True:
         step += 1
         alpha = 0.1 + 0.8 * (step % 97) / 97
-        weight = {"weight": {"a": alpha, "b": 0.95 - alpha}}  # of a sum that leaves a base its share
-        groups = tuple(GroupRecipe(place, (place,), None, weight) for place in places)
+        # The sum leaves a base its share.
+        coefficients: dict[str, CoefficientValue] = {"weight": {"a": alpha, "b": 0.95 - alpha}}
+        if density is not None:
+            low, high = density
+            coefficients["density"] = low + (high - low) * (step % 89) / 89
+        groups = tuple(GroupRecipe(place, (place,), None, coefficients) for place in places)
         sources = tuple(SourceRef(name, name, name) for name in names)
         yield MergeRecipe(method, sources, "a", groups, base=base, dtype=dtype)
 
 
-def resident(method: str, dtype: torch.dtype, base: str | None = None) -> Callable[[], None]:
+def resident(
+    method: str, dtype: torch.dtype, base: str | None = None, density: tuple[float, float] | None = None
+) -> Callable[[], None]:
     """A call that merges the whole model anew."""
     sources = {name: perturbed(i, dtype) for i, name in enumerate(["a", "b"] if base is None else ["a", "b", base])}
     target = {name: tensor.clone() for name, tensor in sources["a"].items()}
     places = {name: place_of(name) for name in target}
     merger = ResidentMerger(target, sources, places)
-    stream = recipes(method, sorted(set(places.values())), str(dtype).removeprefix("torch."), base)
+    stream = recipes(method, sorted(set(places.values())), str(dtype).removeprefix("torch."), base, density)
     return lambda: bool(merger.apply(next(stream))) or None
+
+
+def first_ties() -> Callable[[], None]:
+    """A call that merges for the first time: nothing is known of the task vectors, and memory is fresh."""
+    sources = {name: perturbed(i, torch.float32) for i, name in enumerate(["a", "b", "z"])}
+    target = {name: tensor.clone() for name, tensor in sources["a"].items()}
+    places = {name: place_of(name) for name in target}
+    mergers = (ResidentMerger(target, sources, places) for _ in itertools.count())
+    stream = recipes("ties", sorted(set(places.values())), "float32", "z", (0.5, 0.5))
+    return lambda: bool(next(mergers).apply(next(stream))) or None
 
 
 def one_layer() -> Callable[[], None]:
@@ -118,8 +137,10 @@ def with_mergekit(method: str, dtype: torch.dtype, base: str | None = None) -> C
     from mergekit.merge_methods import merge_state_dicts
 
     models = {name: perturbed(i, dtype) for i, name in enumerate(["a", "b"] if base is None else ["a", "b", base])}
-    weight = {"weight": {name: 0.5 for name in models if name != base}}
-    return lambda: merge_state_dicts(models, method, parameters=weight, base=base) is None or None
+    parameters: dict[str, object] = {"weight": {name: 0.5 for name in models if name != base}}
+    if method == "ties":
+        parameters["density"] = 0.5
+    return lambda: merge_state_dicts(models, method, parameters=parameters, base=base) is None or None
 
 
 def main() -> None:
@@ -138,6 +159,10 @@ def main() -> None:
         "mergekit linear, fp32": with_mergekit("linear", fp32),
         "task_arithmetic, base + 2, fp32": resident("task_arithmetic", fp32, "z"),
         "mergekit task_arithmetic, base + 2, fp32": with_mergekit("task_arithmetic", fp32, "z"),
+        "ties, base + 2, fp32, first of all": first_ties(),
+        "ties, base + 2, fp32, new weights": resident("ties", fp32, "z", (0.5, 0.5)),
+        "ties, base + 2, fp32, new density": resident("ties", fp32, "z", (0.2, 0.8)),
+        "mergekit ties, base + 2, fp32": with_mergekit("ties", fp32, "z"),
         "torch.lerp(out=), bf16": flat_lerp(bf16),
         "linear, 2 sources, bf16": resident("linear", bf16),
         "mergekit linear, bf16": with_mergekit("linear", bf16),

@@ -30,9 +30,9 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, t
 some = settings(max_examples=12, deadline=None, database=None)
 
 
-def claims(name: str) -> pytest.MarkDecorator:
+def claims(name: str, *, but_not: str = "") -> pytest.MarkDecorator:
     """Every method that claims this property of itself."""
-    claimants = [method for method in METHODS.values() if name in method.properties]
+    claimants = [m for m in METHODS.values() if name in m.properties and but_not not in m.properties]
     return pytest.mark.parametrize("method", claimants, ids=[method.name for method in claimants])
 
 
@@ -268,7 +268,7 @@ def test_order_of_sources_does_not_matter(method: MergeMethod, dtype: torch.dtyp
     assert prints[0] == prints[1]
 
 
-@claims("symmetric")
+@claims("symmetric", but_not="random")
 @some
 @given(data=st.data())
 def test_kernels_of_symmetric_methods_do_not_look_at_names(method: MergeMethod, data: st.DataObject) -> None:
@@ -318,6 +318,17 @@ def test_density_1_is_the_dense_method(method: MergeMethod, data: st.DataObject)
     merged = merge(method.name, sources, drawn, base=base, options=options)
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
+
+
+@every_method
+def test_the_seed_decides_what_random_methods_make_and_nothing_else(method: MergeMethod) -> None:
+    names, base = source_names(method, 3)
+    drawn = {c.name: c.default for c in method.coefficients.values() if c.default is not None}
+    drawn |= {c.name: 0.5 for c in method.coefficients.values() if c.default is None or c.name == "density"}
+    first, again, other = (merge(method.name, make_sources(names), drawn, base=base, seed=seed) for seed in (1, 1, 2))
+    assert_equal(again, first)
+    differs = any(not torch.equal(other[name], tensor) for name, tensor in first.items())
+    assert differs == ("random" in method.properties)
 
 
 @claims("linear_map")

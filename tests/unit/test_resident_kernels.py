@@ -75,6 +75,8 @@ def test_declarations_that_contradict_themselves_are_refused() -> None:
         declare(unprepared)
     with pytest.raises(TypeError, match="prepare"):
         merge_method(title="", paper=PAPER, prepare=lambda site: 1.0)(underscored_free)
+    with pytest.raises(TypeError, match="density"):
+        merge_method(title="", paper=PAPER, dense="linear")(underscored_free)
     with pytest.raises(TypeError, match="densty"):
         merge_method(title="", paper=PAPER, prepare=lambda site, densty: 1.0)(unprepared)
     with pytest.raises(TypeError, match="Did you mean 'symmetric'"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mergesearch.merging import METHODS, MergeMethod, ResidentMerger, get_method, resident_bytes
-from tests.conformance.merging import make_recipe, typical
+from tests.conformance.merging import make_recipe, source_names, typical
 
 ELEMENTS = 1 << 19
 CHUNK = 1 << 14
@@ -104,7 +104,7 @@ def large() -> dict[str, dict[str, torch.Tensor]]:
     return {f"s{i}": {"w": numbers.roll(i * 4099).view(1 << 13, 1 << 13)} for i in range(3)}
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@pytest.mark.parametrize("method", map(get_method, ("linear", "ties")), ids=["linear", "ties"])
 def test_a_tensor_larger_than_what_merging_may_hold(
     method: MergeMethod, large: dict[str, dict[str, torch.Tensor]]
 ) -> None:
@@ -122,3 +122,19 @@ def test_a_tensor_larger_than_what_merging_may_hold(
     merger = ResidentMerger(target, {name: large[name] for name in names}, PLACE)
     assert peak_bytes(lambda: merger.apply(recipe)) < 128 << 20
     assert merger.workspace_bytes > 0
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_no_method_copies_a_tensor(method: MergeMethod) -> None:
+    """40 chunks, tables and kept masks: below 256 MiB at the usual chunk size, however large a tensor is."""
+    names, base = source_names(method, 2)
+    shape = (4 * ELEMENTS // 256, 256)
+    sources = {name: {"w": torch.randn(shape)} for name in names}
+    merger = ResidentMerger({"w": torch.zeros(shape)}, sources, PLACE, chunk_elements=CHUNK)
+    drawn = {c.name: c.default for c in method.coefficients.values() if c.default is not None}
+    drawn |= {c.name: 0.5 for c in method.coefficients.values() if c.default is None or c.name == "density"}
+    recipe = make_recipe(method.name, names, {("layer.0",): drawn}, base=base)
+
+    chunks, tables, masks = 40 * 4 * CHUNK, 4 << 20, 2 * 4 * ELEMENTS if "random" in method.properties else 0
+    assert chunks + tables < 4 * 4 * ELEMENTS
+    assert peak_bytes(lambda: merger.apply(recipe)) <= chunks + tables + masks

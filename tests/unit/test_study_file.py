@@ -129,6 +129,11 @@ def test_each_problem_names_its_line_and_what_was_expected(old: str, new: str, e
         ("template: retriever", "template: retreiver", "mine.yaml:6: unknown source 'retreiver'. Did you mean"),
         ("  template:", "  method: liner\n  template:", "mine.yaml:6: unknown merge method 'liner'. Did you mean"),
         ("  template:", "  base: domain\n  template:", "mine.yaml:6: linear has no base"),
+        (
+            "  template:",
+            "  options: {arithmetic: exact}\n  template:",
+            "mine.yaml:6: arithmetic is one of float32, mergekit, found 'exact'",
+        ),
         ("  domain: {model", "  low: {model", "mine.yaml:4: 'low' cannot name a source"),
         ("strategy: tpe", "strategy: tpo", "mine.yaml:11: unknown strategy 'tpo'. Did you mean 'tpe'?"),
         ("strategy: tpe", "strategy: {name: tpe, n_startup: 3}", "mine.yaml:11: unknown key 'n_startup'. Did you mean"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 
 from mergesearch.errors import MergeError
+from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.registry import Doc, PerSource, Range, Shorthand, Tensors, merge_method
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def alpha_weights(alpha: float, template: str, sources: Sequence[str]) -> dict[s
     paper="https://arxiv.org/abs/2203.05482",
     min_sources=2,
     properties=("one_hot", "symmetric", "linear_map"),
+    mergekit=mergekit_arithmetic.linear,
     parity="float32 as mergekit's; weights are divided by their sum first, which is a last unit or two",
     shorthands=[Shorthand("alpha", 2, 0.0, 1.0, "Weight of the template; the other has 1 − α.", alpha_weights)],
 )
