@@ -12,6 +12,7 @@ say what it needs, by name and by annotation:
     prepared: ...                             what the method's `prepare` found out about the whole tensor
     weight: Annotated[PerSource, Range(...)]  a coefficient: one number per source, in the order of `tensors`
     t: Annotated[float, Range(...)]           a coefficient: one number per group
+    source: Annotated[int, Choice(...)]       a coefficient: one of the sources per group, its place in `tensors`
     normalize: Annotated[bool, Doc(...)]      an option, which is fixed and not searched
 
 The caller guarantees that all tensors are float32, finite, of one shape, on one device, and that `out` shares
@@ -55,6 +56,13 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a coefficient that is the number of a source, from 0 in the order of `tensors`; study files write names."""
+
+    doc: str
 
 
 class Workspace:

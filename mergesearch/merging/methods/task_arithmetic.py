@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 
 from mergesearch.merging import mergekit_arithmetic
+from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
 
 
@@ -26,13 +27,4 @@ def task_arithmetic(
     lambda_: Annotated[float, Range("Factor of the whole sum.")] = 1.0,
 ) -> torch.Tensor:
     """The base plus λ Σ wᵢ (xᵢ − base). Weights are not normalized, as in the paper."""
-    scaled = [(x, lambda_ * w) for x, w in zip(tensors, weight, strict=True) if lambda_ * w]
-    if not scaled:
-        return out.copy_(base)
-    (first, share), *others = scaled
-    # A lerp is the first source itself, without rounding, where λw = 1.
-    torch.lerp(base, first, share, out=out)
-    delta = work.take(out)
-    for x, w in others:
-        out.add_(torch.sub(x, base, out=delta), alpha=w)
-    return out
+    return add_task_vectors(base, tensors, [lambda_ * w for w in weight], out, work)
