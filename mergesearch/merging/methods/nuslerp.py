@@ -33,6 +33,7 @@ def angles(site: Site, flatten: bool, row_wise: bool) -> torch.Tensor | None:
     min_sources=2,
     max_sources=2,
     properties=("one_hot", "symmetric"),
+    parity="to 2e-7 of the largest element in float64, 2e-6 in float32; weights that cancel are refused",
 )
 def nuslerp(
     tensors: Tensors,

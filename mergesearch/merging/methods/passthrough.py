@@ -14,6 +14,7 @@ from mergesearch.merging.registry import Choice, Range, Tensors, merge_method
     paper="https://arxiv.org/abs/2403.13187",
     alone=lambda i, n: {"source": float(i)},  # noqa: ARG005
     properties=("one_hot", "linear_map"),
+    parity="exact",
 )
 def passthrough(
     tensors: Tensors,
