@@ -91,7 +91,7 @@ class Bounds:
 
 def read_range(entry: Mapping[str, Any], bounds: Bounds) -> tuple[Range | None, list[Found]]:
     """A range as it was written, or everything that is wrong with it."""
-    if bounds.names and "values" not in entry:
+    if bounds.names and ("values" not in entry or not entry.keys() <= {"values", "tie"}):
         return None, [Found("", f"sources are listed by name: {{values: [{', '.join(bounds.names)}]}}")]
     found = [Found(str(k), unknown("key", str(k), RANGE_KEYS)) for k in entry if k not in RANGE_KEYS]
     if entry.get("tie") not in (None, *_TIES):
