@@ -79,6 +79,6 @@ def _blocks(tensors: Tensors, base: torch.Tensor | None, *, rows: bool) -> Itera
     size = max(1, BLOCK_ELEMENTS // tensors[0].shape[-1]) if rows else BLOCK_ELEMENTS
     # Apple's GPUs have no float64.
     device = "cpu" if tensors[0].device.type == "mps" else tensors[0].device
-    for pieces in zip(*(tensor.split(size) for tensor in everything), strict=True):
+    for pieces in zip(*(torch.split(tensor, size) for tensor in everything), strict=True):
         block = torch.stack(pieces).to(device, torch.float64)
         yield block if base is None else block[:-1] - block[-1]

@@ -10,6 +10,7 @@ import torch
 
 from mergesearch.errors import MergeError
 from mergesearch.merging import ResidentMerger
+from mergesearch.recipe import CoefficientValue
 from tests.conformance.merging import ALL_PLACES, PLACES, SHAPES, Tensors, make_recipe, make_source, make_sources, merge
 from tests.unit.test_resident_memory import peak_bytes
 
@@ -149,16 +150,23 @@ def test_passthrough_counts_from_the_template() -> None:
         assert all(torch.equal(merged[n], -2 * tensor) for n, tensor in sources[name].items())
 
 
-METHODS = [("slerp", {"t": 0.3}, 2), ("nuslerp", {"weight": {"s0": 1.0, "s1": 2.0}}, 2), ("multislerp", {}, 3)]
-METHODS += [("karcher", {}, 4), ("model_stock", {}, 3)]
+CASES: list[tuple[str, dict[str, CoefficientValue], dict[str, bool], int]] = [
+    ("slerp", {"t": 0.3}, {}, 2),
+    ("nuslerp", {"weight": {"s0": 1.0, "s1": 2.0}}, {}, 2),
+    ("nuslerp", {"weight": 1.0}, {"flatten": False}, 2),
+    ("nuslerp", {"weight": 1.0}, {"flatten": False, "row_wise": True}, 2),
+    ("multislerp", {"weight": 1.0}, {}, 3),
+    ("karcher", {}, {}, 4),
+    ("model_stock", {}, {}, 3),
+    ("model_stock", {}, {"filter_wise": True}, 3),
+]
 ELEMENTS = (1 << 10, 1 << 9)
 
 
-@pytest.mark.parametrize(("method", "coefficients", "n"), METHODS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("method", "coefficients", "options", "n"), CASES, ids=range(len(CASES)))
 def test_large_tensors_take_a_few_chunks_whose_size_does_not_matter(
-    method: str, coefficients: dict[str, object], n: int, tmp_path: Path
+    method: str, coefficients: dict[str, CoefficientValue], options: dict[str, bool], n: int, tmp_path: Path
 ) -> None:
-    coefficients = coefficients or ({} if method == "model_stock" else {"weight": 1.0})
     base = "base" if method == "model_stock" else None
     names = [*([base] if base else []), *(f"s{i}" for i in range(n))]
     generator = torch.Generator().manual_seed(0)
@@ -166,12 +174,13 @@ def test_large_tensors_take_a_few_chunks_whose_size_does_not_matter(
     sources = {name: {"w": (start + 0.5 * torch.randn(ELEMENTS, generator=generator)).bfloat16()} for name in names}
     found, peaks = [], []
     for chunk in (1 << 14, 3000):
-        target = {"w": torch.zeros(ELEMENTS)}
-        merger = ResidentMerger(target, sources, {"w": "layer"}, chunk_elements=chunk, statistics=tmp_path / str(chunk))
-        recipe = make_recipe(method, names, {("layer",): coefficients}, base=base)  # type: ignore[dict-item]
+        target, folder = {"w": torch.zeros(ELEMENTS)}, tmp_path / str(chunk)
+        merger = ResidentMerger(target, sources, {"w": "layer"}, chunk_elements=chunk, statistics=folder)
+        recipe = make_recipe(method, names, {("layer",): coefficients}, base=base, options=options)
         peaks.append(peak_bytes(lambda m=merger, r=recipe: m.apply(r)))  # type: ignore[misc]
         found.append(target["w"])
-        assert len(list((tmp_path / str(chunk)).rglob("*.safetensors"))) == 1
+        # What there is per row or column is not kept.
+        assert len(list(folder.rglob("*.safetensors"))) == (0 if options else 1)
     torch.testing.assert_close(found[0], found[1], rtol=torch.finfo(torch.float32).eps, atol=0)
     tensor = 4 * start.numel()
     assert max(peaks) < tensor, f"{max(peaks):,} bytes where one copy of a tensor is {tensor:,}"

@@ -81,13 +81,13 @@ class GreedySoup(Strategy):
 
     def plans(self, params: Params) -> bool:
         """Whether it is a source alone, or the one soup of two."""
-        certain = [(source,) for source in self._sources]
+        certain: list[Soup] = [(source,) for source in self._sources]
         certain += [self._sources] if len(self._sources) == 2 else []
         return any(self.space.point(self._params(soup)) == self.space.point(params) for soup in certain)
 
     def _next(self, ledger: Ledger) -> tuple[Soup | None, bool]:
         """What to evaluate now, and whether there is or may be more to come."""
-        alone = {(source,): self._record(ledger, (source,)) for source in self._sources}
+        alone: dict[Soup, PointRecord] = {(s,): self._record(ledger, (s,)) for s in self._sources}
         for soup, record in alone.items():
             if not record.closed(self.options.retries):
                 return soup, True
