@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -55,11 +56,11 @@ def mean_direction(cosine: torch.Tensor, w: torch.Tensor, max_iter: int, tol: fl
         dots = (cosine @ mean).clamp(-1, 1)
         angle = torch.acos(dots)
         # No one way leads to a direction that is opposite, and none is left to one that is reached.
-        pull = torch.where((angle < tol) | (angle > torch.pi - tol), 0.0, w * angle / torch.sin(angle))
+        pull = torch.where((angle < tol) | (angle > math.pi - tol), 0.0, w * angle / torch.sin(angle))
         step = pull - (pull @ dots) * mean
         distance = size(step)
         if distance < tol:
             break
-        mean = torch.cos(torch.tensor(distance)) * mean + torch.sin(torch.tensor(distance)) * step / distance
+        mean = math.cos(distance) * mean + math.sin(distance) / distance * step
         mean = mean / size(mean)
     return mean
