@@ -25,6 +25,7 @@ CASES: list[tuple[str, int, str | None, dict[str, Any]]] = [
     ("multislerp", 3, None, {"weight": [0.6, 0.3, 0.1]}),
     ("karcher", 3, None, {}),
     ("task_arithmetic", 3, "retriever", {"weight": [0.6, 0.3], "lambda": 0.7}),
+    ("ties", 3, "retriever", {"weight": [0.6, 0.3], "density": 0.5}),
     ("model_stock", 3, "retriever", {}),
 ]
 

@@ -382,7 +382,8 @@ def test_a_choice_of_sources_is_written_by_name_and_counted_from_the_template() 
         ({"values": [True, 1]}, "source.values: expected the name of a source, found True"),
         ({"values": ["domain", 1]}, "source.values: 1 is listed twice"),
         ({"low": 0, "high": 2}, "source: sources are listed by name: {values: [retriever, domain, expert]}"),
-        (["domain"], "source: expected the name of a source or {values: […]}, found ['domain']"),
+        ({"values": ["retriever", "domain"], "knots": 2}, "source: sources are listed by name"),
+        (["domain", "expert"], "source: expected the name of a source or {values: […]}, found ['domain', 'expert']"),
         ({"segment_1": "domain"}, "source: has no value for group 'segment_2'"),
     ],
 )
