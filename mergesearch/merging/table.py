@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from mergesearch.merging.method import ARITHMETIC
 from mergesearch.merging.registry import METHODS
 
 if TYPE_CHECKING:
-    from mergesearch.merging.method import Coefficient, MergeMethod, Shorthand
+    from mergesearch.merging.method import Coefficient, MergeMethod, Option, Shorthand
 
-_HEAD = """# Merge methods
+_HEAD = f"""# Merge methods
 
 Written by `mergesearch methods --format markdown > docs/methods.md`. Coefficients are searched, per parameter group;
-options are fixed for a study. Without a default a coefficient must be given.
+options are fixed for a study. Without a default a coefficient must be given. The option `{ARITHMETIC.name}`, of some
+methods, is {ARITHMETIC.doc}
 
 | method | coefficients | options | needs | beside mergekit 0.1.5 |
 |---|---|---|---|---|
@@ -29,7 +31,7 @@ def _row(method: MergeMethod) -> str:
     cells = [
         f"[`{method.name}`]({method.paper}): {method.title}",
         "<br>".join([*map(_coefficient, method.coefficients.values()), *map(_shorthand, method.shorthands.values())]),
-        "<br>".join(f"`{o.name}` = {_setting(o.default)}: {o.doc}" for o in method.options.values()),
+        "<br>".join(map(_option, method.options.values())),
         _needs(method),
         method.parity or "not in mergekit",
     ]
@@ -49,6 +51,12 @@ def _coefficient(coefficient: Coefficient) -> str:
 def _shorthand(shorthand: Shorthand) -> str:
     kind = f"for {shorthand.n_sources} sources, {_range(shorthand.low, shorthand.high)}"
     return f"`{shorthand.name}` ({kind}): {shorthand.doc}"
+
+
+def _option(option: Option) -> str:
+    if option is ARITHMETIC:
+        return f"`{option.name}`"
+    return f"`{option.name}` = {_setting(option.default)}: {option.doc}"
 
 
 def _range(low: float, high: float) -> str:
