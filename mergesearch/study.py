@@ -6,7 +6,6 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -276,20 +275,8 @@ class Study:
         budget = self.parsed.content.search.trials
         if planned is None:
             return budget
-        planned += sum(not self._is_on_grid(anchor, strategy) for anchor in self.anchors())
+        planned += sum(a.params is None or not strategy.plans(dict(a.params)) for a in self.anchors())
         return planned if budget is None else min(planned, budget)
-
-    def _is_on_grid(self, anchor: Anchor, strategy: Strategy) -> bool:
-        """Whether a strategy of finitely many points has the anchor's among them."""
-        if anchor.params is None:
-            return False
-        n_points = getattr(strategy.options, "points", None)  # where ranges are continuous
-        for dimension in self.space.dimensions:
-            values = dimension.choices() or (dimension.evenly(n_points) if n_points else ())
-            value = anchor.params[dimension.name]
-            if not any(math.isclose(value, v, rel_tol=1e-9, abs_tol=1e-12) for v in values):
-                return False
-        return True
 
     def notes(self) -> list[str]:
         """What a user should know before trusting the study's outcome."""

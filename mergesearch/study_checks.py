@@ -299,7 +299,7 @@ def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
         return
     options = STRATEGIES[strategy.name].Options
     checks.options(options, strategy.options, "search", "strategy", beside=type(strategy))
-    if search.trials is None and search.minutes is None and strategy.name != "grid":
+    if search.trials is None and search.minutes is None and not STRATEGIES[strategy.name].finite:
         checks.add(f"{strategy.name} needs a budget: `trials:` or `minutes:`", "search")
 
 

@@ -161,7 +161,7 @@ class SearchEntry(_Closed):
     strategy: Annotated[StrategyEntry, BeforeValidator(_name_shorthand)]
     """A strategy's name, or a mapping of `name` and its options."""
     trials: int | None = Field(None, ge=1)
-    """Evaluated recipes, those enqueued first included. A grid needs none: it ends when it is complete."""
+    """Evaluated recipes, those enqueued first included. `grid` and `greedy_soup` need none: they end by themselves."""
     minutes: float | None = Field(None, gt=0)
     """Start no further trial after this many minutes of a session."""
     enqueue: list[Literal["sources", "uniform"] | dict[str, float]] = ["sources", "uniform"]

@@ -8,9 +8,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mergesearch.merging.registry import METHODS
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.points import Binding, Params, SearchSpace
 from mergesearch.search.registry import STRATEGIES, Strategy
+from mergesearch.search.space import build_space
 from mergesearch.search.strategy import PROPOSAL_ATTR
 
 
@@ -41,6 +43,34 @@ SPACES: dict[str, SearchSpace] = {
     "log": make_space(Dimension("x", 0.01, 100.0, log=True)),
     "point": make_space(Dimension("x", 0.5, 0.5), Dimension.of_values("y", (7.0,))),
 }
+
+
+def soup_space(sources: str, weight: object, groups: Sequence[str] = ("all",)) -> SearchSpace:
+    """A space of weights of sources that are called by one letter each."""
+    return build_space(
+        METHODS["linear"],
+        sources=tuple(sources),
+        groups=dict.fromkeys(groups, 0.5),
+        template=sources[0],
+        config={"weight": weight},
+    )
+
+
+SOUPS: dict[str, SearchSpace] = {
+    "one": soup_space("ab", {"low": 0, "high": 1}, ["segment_1", "segment_2"]),
+    "three": soup_space("abcdefghijklm", {"low": -1, "high": 1}),
+    "steps": soup_space("abcd", {"low": 0, "high": 1, "step": 0.05}),
+    "few": soup_space("abcde", {"values": [0, 1]}),
+    "mixed": soup_space("abcdefgh", {"low": 0, "high": 2, "tie": "groups"}, ["segment_1", "segment_2"]),
+    "log": soup_space("abc", {"low": 0, "high": 1}),
+    "point": soup_space("a", {"values": [1]}),
+}
+"""In the place of `SPACES`, for a strategy that only searches weights of sources."""
+
+
+def space_for(strategy: str, name: str) -> SearchSpace:
+    """The space of that name that the strategy searches."""
+    return (SOUPS if strategy == "greedy_soup" else SPACES)[name]
 
 
 def make_strategy(name: str, space: SearchSpace, seed: int = 0, **options: Any) -> Strategy:

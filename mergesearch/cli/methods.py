@@ -6,20 +6,35 @@ from typing import Any
 
 import click
 
-from mergesearch.cli.common import examples, format_option, print_json, print_table
+from mergesearch.cli.common import examples, print_json, print_table
 
 
 @click.command(
     "methods",
     short_help="List merge methods and strategies.",
-    epilog=examples("mergesearch methods", "mergesearch methods -f json"),
+    epilog=examples(
+        "mergesearch methods", "mergesearch methods -f json", "mergesearch methods -f markdown > docs/methods.md"
+    ),
 )
-@format_option
+@click.option(
+    "-f",
+    "--format",
+    "output",
+    type=click.Choice(["table", "json", "markdown"]),
+    default="table",
+    show_default=True,
+    help="`markdown` is the page of the docs, on merge methods alone.",
+)
 def command(output: str) -> None:
     """List merge methods with their coefficients, and search strategies."""
     from mergesearch.merging.registry import METHODS
     from mergesearch.search.registry import STRATEGIES
 
+    if output == "markdown":
+        from mergesearch.merging.table import methods_page
+
+        click.echo(methods_page(), nl=False)
+        return
     methods: list[dict[str, Any]] = [
         {
             "name": m.name,

@@ -1,10 +1,12 @@
-"""Sums of sparse task vectors, and the election of a sign for every element (TIES, https://arxiv.org/abs/2306.01708)."""
+"""Sums of task vectors that agree on the sign of every element (TIES, https://arxiv.org/abs/2306.01708)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+
+from mergesearch.merging.combine import add_task_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,41 +16,6 @@ if TYPE_CHECKING:
 
 TINY = 1e-30
 """Makes 0/0 a 0, and is lost in the rounding of every sum of weights."""
-
-
-def add_task_vectors(
-    tensors: Tensors,
-    base: torch.Tensor,
-    out: torch.Tensor,
-    work: Workspace,
-    factors: Sequence[float],
-    sparsify: Sequence[Sparsify] | None = None,
-) -> torch.Tensor:
-    """The base plus Σ fᵢ·sᵢ(xᵢ − base), in `out`.
-
-    Args:
-        tensors: the sources xᵢ.
-        base: what task vectors are taken from.
-        out: of their shape.
-        work: scratch memory.
-        factors: fᵢ.
-        sparsify: sᵢ.
-    """
-    terms = [(x, f, thin) for x, f, thin in zip(tensors, factors, sparsify or [None] * len(factors), strict=True) if f]
-    whole = next((i for i, (_, _, thin) in enumerate(terms) if thin is None), None)
-    if whole is None:
-        out.copy_(base)
-    else:
-        # A lerp is the source itself, without rounding, where the factor is 1.
-        x, f, _ = terms.pop(whole)
-        torch.lerp(base, x, f, out=out)
-    delta = work.take(out)
-    for x, f, thin in terms:
-        torch.sub(x, base, out=delta)
-        if thin is not None:
-            thin(delta)
-        out.add_(delta, alpha=f)
-    return out
 
 
 def add_elected(
@@ -83,7 +50,7 @@ def add_elected(
     if len(voters) < 2:
         # Nobody disagrees, and a normalized weight cancels.
         factors = [scale * (1.0 if normalize and w else w) for w in weight]
-        return add_task_vectors(tensors, base, out, work, factors, sparsify)
+        return add_task_vectors(base, tensors, factors, out, work, sparsify)
     deltas = []
     for x, w, thin in voters:
         delta = torch.sub(x, base, out=work.take(base))

@@ -12,6 +12,7 @@ say what it needs, by name and by annotation:
     prepared: ...                             what the method's `prepare` found out about the whole tensor
     weight: Annotated[PerSource, Range(...)]  a coefficient: one number per source, in the order of `tensors`
     t: Annotated[float, Range(...)]           a coefficient: one number per group
+    source: Annotated[int, Choice(...)]       a coefficient: one of the sources per group, its place in `tensors`
     normalize: Annotated[bool, Doc(...)]      an option, which is fixed and not searched
     loss: Annotated[PerSource, Measured(...)] one number per source that is measured on examples, and not searched
 
@@ -70,6 +71,13 @@ class Measured:
 
     doc: str
     of: Callable[[Sequence[str], Mapping[str, bool | float | str]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a coefficient that is the number of a source, from 0 in the order of `tensors`; study files write names."""
+
+    doc: str
 
 
 class Workspace:

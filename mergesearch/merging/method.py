@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +43,7 @@ class Coefficient:
         default: used where a recipe does not name it; None if it must be given.
         log: whether it is best searched on a logarithmic scale.
         doc: one sentence.
+        names_sources: it is the number of a source, from 0 in the order of `MergeMethod.merged_sources`.
     """
 
     name: str
@@ -52,13 +53,15 @@ class Coefficient:
     default: float | None
     log: bool
     doc: str
+    names_sources: bool = False
 
     def problems(self, value: float, source: str = "") -> list[str]:
         """What is wrong with a value, NaN and infinities included; empty if nothing is."""
-        if math.isfinite(value) and self.low <= value <= self.high:
+        if math.isfinite(value) and self.low <= value <= self.high and not (self.names_sources and value % 1):
             return []
         where = f" of source {source!r}" if source else ""
-        return [f"{self.name}{where} is {value}; it must be finite and lie in [{self.low}, {self.high}]."]
+        kind = "a whole number" if self.names_sources else "finite"
+        return [f"{self.name}{where} is {value}; it must be {kind} and lie in [{self.low}, {self.high}]."]
 
 
 @dataclass(frozen=True)
@@ -351,6 +354,10 @@ class MergeMethod:
                 arguments[kernel_parameter(name)] = [float(by_source.get(source, math.nan)) for source in sources]
             elif isinstance(value, Mapping):
                 problems.append(f"{name} is one number per group, not one per source as in {dict(value)}.")
+            elif coefficient.names_sources:
+                wrong = replace(coefficient, high=len(sources) - 1).problems(value)
+                problems += wrong
+                arguments[kernel_parameter(name)] = 0 if wrong else int(value)
             else:
                 problems += coefficient.problems(value)
                 arguments[kernel_parameter(name)] = float(value)

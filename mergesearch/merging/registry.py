@@ -7,11 +7,12 @@ spaces, the study file's checks, the table in the docs and the conformance tests
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.kernel import Doc, Measured, PerSource, Range, Site, Tensors, Workspace
+from mergesearch.merging.kernel import Choice, Doc, Measured, PerSource, Range, Site, Tensors, Workspace
 from mergesearch.merging.method import (
     ARITHMETIC,
     PROPERTIES,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "Choice",
     "Doc",
     "Measured",
     "MergeMethod",
@@ -148,6 +150,8 @@ def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Optio
         if isinstance(mark, Range) and kind in (float, PerSource):
             per_source = kind == PerSource
             coefficients.append(Coefficient(name, per_source, mark.low, mark.high, default, mark.log, mark.doc))
+        elif isinstance(mark, Choice) and kind is int:
+            coefficients.append(Coefficient(name, False, 0.0, math.inf, default, False, mark.doc, names_sources=True))
         elif isinstance(mark, Doc) and kind in (bool, float, str) and default is not None:
             options.append(Option(name, default, kind, mark.text))
         elif isinstance(mark, Measured) and kind == PerSource and default is None:
@@ -155,8 +159,8 @@ def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Optio
         else:
             raise TypeError(
                 f"{kernel.__name__}({parameter.name}): expected one of {', '.join(sorted(_GIVEN))}, "
-                "Annotated[float | PerSource, Range(...)], Annotated[PerSource, Measured(...)], or "
-                "Annotated[bool | float | str, Doc(...)] with a default"
+                "Annotated[float | PerSource, Range(...)], Annotated[int, Choice(...)], "
+                "Annotated[PerSource, Measured(...)], or Annotated[bool | float | str, Doc(...)] with a default"
             )
         if kernel_parameter(name) != parameter.name:
             raise TypeError(f"{kernel.__name__}({parameter.name}): only a Python keyword takes an underscore")

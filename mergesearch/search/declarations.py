@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mergesearch.recipe import CoefficientValue
 
@@ -35,6 +35,10 @@ class CoefficientDeclaration(Protocol):
     @property
     def log(self) -> bool:
         """Whether ranges are searched on a logarithmic scale unless they say otherwise."""
+
+    @property
+    def names_sources(self) -> bool:
+        """Whether it is the number of a source, from 0 in the order of `MethodDeclaration.merged_sources`."""
 
 
 class ShorthandDeclaration(Protocol):
@@ -71,6 +75,9 @@ class MethodDeclaration(Protocol):
     @property
     def shorthands(self) -> Mapping[str, ShorthandDeclaration]:
         """By name."""
+
+    def merged_sources(self, sources: Iterable[str], base: str | None, template: str | None) -> tuple[str, ...]:
+        """The sources that have coefficients, in the order that they are counted in."""
 
     def coefficients_for_source(
         self, source: str, sources: Sequence[str], base: str | None = None, template: str | None = None

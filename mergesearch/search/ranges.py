@@ -67,9 +67,23 @@ class Bounds:
     low: float
     high: float
     log: bool
+    names: tuple[str, ...] = ()
+    """The sources whose numbers, from 0, are the values; empty where values are just numbers."""
+
+    def value(self, written: object) -> float | None:
+        """What was written as a float, a source's name as its number; None when it is neither."""
+        return float(self.names.index(written)) if written in self.names else number(written)
+
+    def not_a_value(self, written: object, or_else: str = "") -> str:
+        """Says that `written` is neither."""
+        if self.names and isinstance(written, str):
+            return unknown("source", written, self.names)
+        return f"expected {'the name of a source' if self.names else 'a number'}{or_else}, found {written!r}"
 
     def outside(self, value: float) -> str | None:
         """What is wrong with `value`, or None."""
+        if self.names and value not in range(len(self.names)):
+            return f"{value:g} is the number of no source: write a name ({', '.join(self.names)})"
         if self.low <= value <= self.high:
             return None
         return f"{value:g} is outside of what the method allows, {self.low:g} to {self.high:g}"
@@ -77,6 +91,8 @@ class Bounds:
 
 def read_range(entry: Mapping[str, Any], bounds: Bounds) -> tuple[Range | None, list[Found]]:
     """A range as it was written, or everything that is wrong with it."""
+    if bounds.names and ("values" not in entry or not entry.keys() <= {"values", "tie"}):
+        return None, [Found("", f"sources are listed by name: {{values: [{', '.join(bounds.names)}]}}")]
     found = [Found(str(k), unknown("key", str(k), RANGE_KEYS)) for k in entry if k not in RANGE_KEYS]
     if entry.get("tie") not in (None, *_TIES):
         found.append(Found("tie", unknown("tie", str(entry["tie"]), _TIES)))
@@ -149,9 +165,9 @@ def _listed(entry: Mapping[str, Any], bounds: Bounds, found: list[Found]) -> Dim
     if not isinstance(listed, list | tuple) or not 0 < len(listed) <= MOST_CHOICES:
         found.append(Found("values", f"expected a list of numbers, found {str(listed)[:80]}"))
         return None
-    numbers = [number(v) for v in listed]
+    numbers = [bounds.value(v) for v in listed]
     known = [n for n in numbers if n is not None]
-    wrong = [f"expected numbers, found {v!r}" for v, n in zip(listed, numbers, strict=True) if n is None]
+    wrong = [bounds.not_a_value(v) for v, n in zip(listed, numbers, strict=True) if n is None]
     wrong += [message for n in known if (message := bounds.outside(n))]
     wrong += [f"{n:g} is listed twice" for n, times in Counter(known).items() if times > 1]
     found += [Found("values", message) for message in wrong]

@@ -12,6 +12,7 @@ coefficients:
   lambda: {low: .1, high: 2, log: true, tie: groups}      # one value for all groups: `lambda`
   density: {low: .2, high: 1, knots: 3}     # a gradient over depth: `density.knot_1`, `density.knot_2`, …
   gamma: [0, .01, .1]                       # a gradient that is not searched
+  source: {values: [retriever, domain]}     # a choice of sources, by name; as a parameter it is a source's number
 ```
 
 A range or number directly under a coefficient per source stands for every source. `tie` makes one dimension
@@ -30,7 +31,7 @@ from mergesearch.errors import Problem, StudyFileError, unknown
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.gradients import knot_shares, knots_told_apart, mix, tidy
 from mergesearch.search.points import Binding, GroupCoefficients, Meaning, SearchSpace
-from mergesearch.search.ranges import Bounds, Range, is_range, number, read_range
+from mergesearch.search.ranges import Bounds, Range, is_range, read_range
 
 if TYPE_CHECKING:
     from mergesearch.recipe import CoefficientValue
@@ -207,7 +208,8 @@ class _Builder:
 
     def _read_coefficient(self, name: str, entry: object) -> None:
         declared = self._method.coefficients[name]
-        bounds = Bounds(declared.low, declared.high, declared.log)
+        names = self._method.merged_sources(self._sources, None, self._template) if declared.names_sources else ()
+        bounds = Bounds(declared.low, declared.high, declared.log, names)
         if not declared.per_source:
             self._read_groups(name, entry, bounds, None, (name,))
         elif not isinstance(entry, Mapping) or is_range(entry) or entry.keys() & set(self._groups):
@@ -300,7 +302,7 @@ class _Builder:
         """A number, a list of them, or a range; None when it is none of these, which is then among the problems."""
         if isinstance(entry, Mapping):
             return self._read_range(entry, bounds, keys)
-        if isinstance(entry, list | tuple):
+        if isinstance(entry, list | tuple) and not bounds.names:
             values = [self._read_number(inner, bounds, keys) for inner in entry]
             if len(values) < 2:
                 self._problem(f"a gradient has two or more numbers, found {entry!r}", *keys)
@@ -309,9 +311,10 @@ class _Builder:
         return self._read_number(entry, bounds, keys)
 
     def _read_number(self, entry: object, bounds: Bounds, keys: tuple[str, ...]) -> float | None:
-        value = number(entry)
+        value = bounds.value(entry)
         if value is None:
-            self._problem(f"expected a number, {{values: […]}} or {{low: …, high: …}}, found {entry!r}", *keys)
+            ranges = " or {values: […]}" if bounds.names else ", {values: […]} or {low: …, high: …}"
+            self._problem(bounds.not_a_value(entry, ranges), *keys)
         elif outside := bounds.outside(value):
             self._problem(outside, *keys)
         return value

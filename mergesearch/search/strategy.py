@@ -66,6 +66,8 @@ class Strategy(ABC):
     """For people: one line."""
     paper: ClassVar[str] = ""
     """URL of what it follows."""
+    finite: ClassVar[bool] = False
+    """Whether it comes to an end by itself in every space that it accepts, so that a study needs no budget."""
     Options: ClassVar[type[StrategyOptions]]
     """Its options, typed, documented, with a vetted default each."""
 
@@ -88,8 +90,12 @@ class Strategy(ABC):
         return False
 
     def planned(self) -> int | None:
-        """How many points it will propose on its own account; None for as many as the budget allows."""
+        """How many points it will propose on its own account at most; None for as many as the budget allows."""
         return None
+
+    def plans(self, params: Params) -> bool:  # noqa: ARG002
+        """Whether a point is certainly among those that `planned` counts."""
+        return False
 
 
 def proposal_attrs(trial: FrozenTrial) -> Mapping[str, Any]:

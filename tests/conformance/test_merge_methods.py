@@ -49,6 +49,8 @@ def coefficients(draw: st.DrawFn, method: MergeMethod, names: list[str]) -> dict
         number = values(coefficient.low, coefficient.high)
         if coefficient.per_source:
             drawn[coefficient.name] = {name: draw(number) for name in names}
+        elif coefficient.names_sources:
+            drawn[coefficient.name] = float(draw(st.integers(0, len(names) - 1)))
         else:
             drawn[coefficient.name] = draw(number)
     for measured in method.measured:
@@ -192,6 +194,10 @@ def test_results_that_overflow_are_refused_by_name(method: MergeMethod) -> None:
         drawn = dict(method.uniform(merged) or {}) | {"weight": shares}
         recipe = make_recipe(method.name, names, {ALL_PLACES: drawn}, base=base, dtype=torch.float16)
         if refused:
+            wide = {source: {n: t.float() for n, t in tensors.items()} for source, tensors in sources.items()}
+            exact = merge(method.name, wide, drawn, base=base)
+            if exact["layer.1.weight"].abs().max() < torch.finfo(torch.float16).max:
+                pytest.skip(f"{method.name} keeps lengths when it extrapolates")
             with pytest.raises(MergeError, match=r"layer\.1\.weight"):
                 merger.apply(recipe)
         else:
@@ -275,6 +281,8 @@ def test_kernels_of_symmetric_methods_do_not_look_at_names(method: MergeMethod, 
     """Models that swap names along with their coefficients; only the rounding of sums may tell."""
     names, base, drawn = draw_case(data, method, 4)
     merged = [name for name in names if name != base]
+    if "linear_map" not in method.properties and isinstance(weight := drawn.get("weight"), dict):
+        drawn["weight"] = {name: abs(w) + 0.1 for name, w in weight.items()}  # some that nearly cancel have no bound
     renamed = dict(zip(merged, data.draw(st.permutations(merged)), strict=True))
     sources = make_sources(names)
     swapped = {renamed.get(name, name): tensors for name, tensors in sources.items()}

@@ -283,6 +283,8 @@ def test_methods_lists_every_plug_in() -> None:
     listed = json.loads(mergesearch("methods", "-f", "json").out)
     assert {m["name"] for m in listed["methods"]} == set(METHODS)
     assert {s["name"] for s in listed["strategies"]} == set(STRATEGIES)
+    page = mergesearch("methods", "-f", "markdown").out
+    assert all(f"| [`{name}`](https://" in page for name in METHODS)
 
 
 def test_dashboard_needs_a_database_that_is_there(fresh: TinyStudy) -> None:

@@ -48,6 +48,13 @@ def test_every_study_shown_exists() -> None:
     assert named == {f"studies/{p.name}" for p in (ROOT / "studies").glob("*.yaml")}
 
 
+def test_the_page_of_methods_is_current() -> None:
+    from mergesearch.merging.table import methods_page
+
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert page == methods_page(), "run `mergesearch methods --format markdown > docs/methods.md`"
+
+
 def test_the_method_in_contributing_merges(tmp_path: Path) -> None:
     import torch
 

@@ -314,7 +314,7 @@ def test_a_point_of_the_user_is_checked() -> None:
         ({"alpha": {"values": [0.5, 2]}}, "alpha.values: 2 is outside of what the method allows, 0 to 1"),
         ({"alpha": {"values": [0.5, 0.5]}}, "alpha.values: 0.5 is listed twice"),
         ({"alpha": {"values": []}}, "alpha.values: expected a list of numbers"),
-        ({"alpha": {"values": [0, True]}}, "alpha.values: expected numbers, found True"),
+        ({"alpha": {"values": [0, True]}}, "alpha.values: expected a number, found True"),
         ({"alpha": {"values": [0], "step": 1}}, "alpha.values: cannot stand beside step"),
         ({"alpha": {"low": 0, "high": 1, "step": 0.3}}, "alpha.step: steps of 0.3 from 0 do not end at 1"),
         ({"alpha": {"low": 0, "high": 1, "step": -1}}, "alpha.step: expected a number above 0"),
@@ -354,6 +354,42 @@ def test_a_point_of_the_user_is_checked() -> None:
 )
 def test_mistakes_are_named_with_their_place(config: dict[str, Any], expected: str) -> None:
     assert any(expected in problem for problem in problems_of(config))
+
+
+SOURCES = ("domain", "retriever", "expert")
+
+
+def test_a_choice_of_sources_is_written_by_name_and_counted_from_the_template() -> None:
+    space = space_of({"source": {"values": ["expert", "retriever"]}}, method="passthrough", sources=SOURCES)
+    assert [d.choices() for d in space.dimensions] == [(0.0, 2.0)] * 2
+    assert space.coefficients({"source.segment_1": 0.0, "source.segment_2": 2.0}) == {
+        "segment_1": {"source": 0.0, "scale": 1.0},
+        "segment_2": {"source": 2.0, "scale": 1.0},
+    }
+    assert space.template == {"source.segment_1": 0.0, "source.segment_2": 0.0}
+    mixed = {"source": {"segment_1": "domain", "segment_2": {"values": [0, "domain"]}}, "scale": 0.5}
+    fixed = space_of(mixed, method="passthrough", sources=SOURCES)
+    assert fixed.coefficients({"source.segment_2": 1.0})["segment_1"] == {"source": 1.0, "scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("retriver", "source: unknown source 'retriver'. Did you mean 'retriever'"),
+        ({"values": ["retriever", "experts"]}, "source.values: unknown source 'experts'. Did you mean 'expert'"),
+        ({"values": [0, 3]}, "source.values: 3 is the number of no source: write a name (retriever, domain, expert)"),
+        ({"values": [0.5, 1]}, "source.values: 0.5 is the number of no source"),
+        ({"values": [True, 1]}, "source.values: expected the name of a source, found True"),
+        ({"values": ["domain", 1]}, "source.values: 1 is listed twice"),
+        ({"low": 0, "high": 2}, "source: sources are listed by name: {values: [retriever, domain, expert]}"),
+        ({"values": ["retriever", "domain"], "knots": 2}, "source: sources are listed by name"),
+        (["domain", "expert"], "source: expected the name of a source or {values: […]}, found ['domain', 'expert']"),
+        ({"segment_1": "domain"}, "source: has no value for group 'segment_2'"),
+    ],
+)
+def test_mistakes_in_a_choice_of_sources_are_named(entry: Any, expected: str) -> None:
+    found = problems_of({"source": entry}, method="passthrough", sources=SOURCES)
+    assert any(expected in problem for problem in found), found
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

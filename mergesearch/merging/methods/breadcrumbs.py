@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 
 from mergesearch.merging import mergekit_arithmetic
-from mergesearch.merging.consensus import add_task_vectors
+from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim_both_ends
 
@@ -40,4 +40,4 @@ def breadcrumbs(
     the stored dtype after each step, and keeps an arbitrary choice of elements that are as large as a threshold,
     where this keeps them all. Its `normalize`, a factor 1/Σ wᵢ, is left to λ.
     """
-    return add_task_vectors(tensors, base, out, work, [lambda_ * w for w in weight], prepared)
+    return add_task_vectors(base, tensors, [lambda_ * w for w in weight], out, work, prepared)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from mergesearch.merging.consensus import add_task_vectors
+from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.masks import Masks, dare_masks
 from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
 
@@ -33,4 +33,4 @@ def dare_linear(
 ) -> torch.Tensor:
     """The base plus λ Σ wᵢ sᵢ mᵢ (xᵢ − base), with random masks mᵢ and scales sᵢ that restore L1 norms."""
     factors = [lambda_ * w for w in weight]
-    return add_task_vectors(tensors, base, out, work, factors, prepared.sparsify(start, work.take(out)))
+    return add_task_vectors(base, tensors, factors, out, work, prepared.sparsify(start, work.take(out)))

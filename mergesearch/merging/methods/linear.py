@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from mergesearch.errors import MergeError
 from mergesearch.merging import mergekit_arithmetic
+from mergesearch.merging.combine import normalized, weighted_sum
 from mergesearch.merging.registry import Doc, PerSource, Range, Shorthand, Tensors, merge_method
 
 if TYPE_CHECKING:
@@ -38,17 +37,10 @@ def linear(
     normalize: Annotated[bool, Doc("Divide the weights by their sum.")] = True,
 ) -> torch.Tensor:
     """Σ wᵢ xᵢ, with weights divided by Σ wᵢ beforehand, so that one-hot weights copy exactly."""
-    total = math.fsum(weight) if normalize else 1.0
-    if normalize and abs(total) <= 1e-6 * math.fsum(map(abs, weight)):
-        raise MergeError(f"weights {list(weight)} sum to {total:.3g}, which cannot be normalized: change one.")
-    weighted = [(x, w / total) for x, w in zip(tensors, weight, strict=True) if w]
-    if not weighted:
-        return out.zero_()
-    (first, share), *others = weighted
-    if normalize and len(others) == 1:
+    shares = normalized(weight) if normalize else weight
+    used = [(x, share) for x, share in zip(tensors, shares, strict=True) if share]
+    if normalize and len(used) == 2:
         # One pass over memory instead of two.
-        return torch.lerp(first, *others[0], out=out)
-    torch.mul(first, share, out=out)
-    for x, w in others:
-        out.add_(x, alpha=w)
-    return out
+        (first, _), (second, share) = used
+        return torch.lerp(first, second, share, out=out)
+    return weighted_sum(tensors, shares, out)

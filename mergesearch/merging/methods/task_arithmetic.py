@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 
 from mergesearch.merging import mergekit_arithmetic
-from mergesearch.merging.consensus import add_task_vectors
+from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
 
 
@@ -27,4 +27,4 @@ def task_arithmetic(
     lambda_: Annotated[float, Range("Factor of the whole sum.")] = 1.0,
 ) -> torch.Tensor:
     """The base plus λ Σ wᵢ (xᵢ − base). Weights are not normalized, as in the paper."""
-    return add_task_vectors(tensors, base, out, work, [lambda_ * w for w in weight])
+    return add_task_vectors(base, tensors, [lambda_ * w for w in weight], out, work)

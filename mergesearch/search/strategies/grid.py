@@ -44,6 +44,7 @@ class Grid(Strategy):
 
     name = "grid"
     title = "every combination of values"
+    finite = True
     Options = GridOptions
     options: GridOptions
 
@@ -80,6 +81,11 @@ class Grid(Strategy):
         """The number of points."""
         return math.prod(len(c) for c in self._choices)
 
+    def plans(self, params: Params) -> bool:
+        """Whether the grid has the point."""
+        choices = zip(self.space.dimensions, self._choices, strict=True)
+        return all(any(_same(params[d.name], value) for value in values) for d, values in choices)
+
     def _values(self, dimension: Dimension) -> tuple[float, ...]:
         choices = dimension.choices()
         if choices is None and self.options.points is not None:
@@ -96,3 +102,7 @@ class Grid(Strategy):
             shuffled = np.random.default_rng(derive_seed(self.seed, self.name)).permutation(len(points))
             points = [points[i] for i in shuffled]
         return points
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
