@@ -20,6 +20,8 @@ Values: TypeAlias = Callable[[Part], torch.Tensor]
 
 DIGIT = 1 << 16
 
+ROW = 32
+
 SMALL = 1 << 14
 """Tensors of up to so many elements are sorted once, and every k is looked up."""
 
@@ -71,9 +73,12 @@ def _low_digits(site: Site, work: Workspace, values: Values, digit: int) -> torc
 
     def count(part: Part) -> torch.Tensor:
         bits, high = _split(values(part), work)
-        # Not a bool mask, which takes several times as long to write.
-        here = torch.eq(high, digit, out=high).nonzero().view(-1)
-        return torch.bincount(bits[here] % DIGIT, minlength=DIGIT)
+        # A digit occurs in few rows, and looking for those first takes a third of the time.
+        here = torch.eq(high, digit, out=high)
+        n_rows = bits.numel() // ROW
+        rows = here[: n_rows * ROW].view(n_rows, ROW).amax(1).nonzero().view(-1)
+        near = torch.cat([bits[: n_rows * ROW].view(n_rows, ROW)[rows].view(-1), bits[n_rows * ROW :]])
+        return torch.bincount(near[near >> 16 == digit] % DIGIT, minlength=DIGIT)
 
     counts = sum(count(part) for part in site.parts())
     assert isinstance(counts, torch.Tensor)
