@@ -360,5 +360,8 @@ def _frozen(coefficients: Mapping[str, CoefficientValue]) -> tuple[object, ...]:
 
 def _finite(tensor: torch.Tensor) -> bool:
     # NaN and inf survive any sum, and summing is many times faster than looking at each element. Large finite
-    # elements may overflow in a sum, so an infinite one is looked into.
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    # elements may overflow in a sum, so an infinite one is looked into. A sum in another dtype makes a copy of
+    # what it sums, so it is given pieces.
+    pieces = torch.split(tensor.view(-1), CHUNK_ELEMENTS)
+    sums = torch.stack([piece.sum(dtype=torch.float32) for piece in pieces]).isfinite().tolist()
+    return all(fine or bool(piece.isfinite().all()) for fine, piece in zip(sums, pieces, strict=True))

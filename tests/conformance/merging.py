@@ -99,9 +99,11 @@ def typical(method: MergeMethod, names: Sequence[str]) -> dict[str, CoefficientV
     drawn: dict[str, CoefficientValue] = {}
     for name, c in method.coefficients.items():
         third = c.low + (c.high - c.low) / 3 if math.isfinite(c.high - c.low) else max(c.low, 0.4)
-        drawn[name] = dict.fromkeys(names, third) if c.per_source else third
+        drawn[name] = 0.0 if c.names_sources else dict.fromkeys(names, third) if c.per_source else third
+    for name in method.measured:
+        drawn[name] = {source: 1.0 + i / 2 for i, source in enumerate(names)}
     try:
         method.validate(drawn, sources=names)
     except MergeError:
-        drawn = {n: v if (c := method.coefficients[n].default) is None else c for n, v in drawn.items()}
+        drawn |= {n: c.default for n, c in method.coefficients.items() if c.default is not None}
     return drawn

@@ -23,6 +23,7 @@ from tests.conformance.merging import (
     make_sources,
     merge,
     source_names,
+    typical,
 )
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
@@ -331,8 +332,7 @@ def test_density_1_is_the_dense_method(method: MergeMethod, data: st.DataObject)
 @every_method
 def test_the_seed_decides_what_random_methods_make_and_nothing_else(method: MergeMethod) -> None:
     names, base = source_names(method, 3)
-    drawn = {c.name: c.default for c in method.coefficients.values() if c.default is not None}
-    drawn |= {c.name: 0.5 for c in method.coefficients.values() if c.default is None or c.name == "density"}
+    drawn = typical(method, [name for name in names if name != base])
     first, again, other = (merge(method.name, make_sources(names), drawn, base=base, seed=seed) for seed in (1, 1, 2))
     assert_equal(again, first)
     differs = any(not torch.equal(other[name], tensor) for name, tensor in first.items())

@@ -131,8 +131,7 @@ def test_no_method_copies_a_tensor(method: MergeMethod) -> None:
     shape = (4 * ELEMENTS // 256, 256)
     sources = {name: {"w": torch.randn(shape)} for name in names}
     merger = ResidentMerger({"w": torch.zeros(shape)}, sources, PLACE, chunk_elements=CHUNK)
-    drawn = {c.name: c.default for c in method.coefficients.values() if c.default is not None}
-    drawn |= {c.name: 0.5 for c in method.coefficients.values() if c.default is None or c.name == "density"}
+    drawn = typical(method, [name for name in names if name != base])
     recipe = make_recipe(method.name, names, {("layer.0",): drawn}, base=base)
 
     chunks, tables, masks = 40 * 4 * CHUNK, 4 << 20, 2 * 4 * ELEMENTS if "random" in method.properties else 0
