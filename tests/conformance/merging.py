@@ -100,8 +100,9 @@ def typical(method: MergeMethod, names: Sequence[str]) -> dict[str, CoefficientV
     for name, c in method.coefficients.items():
         third = c.low + (c.high - c.low) / 3 if math.isfinite(c.high - c.low) else max(c.low, 0.4)
         drawn[name] = dict.fromkeys(names, third) if c.per_source else third
+    measured = {m: {name: 1 + i / 3 for i, name in enumerate(names)} for m in method.measured}
     try:
-        method.validate(drawn, sources=names)
+        method.validate(drawn | measured, sources=names)
     except MergeError:
         drawn = {n: v if (c := method.coefficients[n].default) is None else c for n, v in drawn.items()}
-    return drawn
+    return drawn | measured
