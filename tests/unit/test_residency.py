@@ -55,9 +55,11 @@ def merged(method: MergeMethod, folders: dict[str, Path], dtype: str, residency:
 
 
 def taken(method: MergeMethod, folders: dict[str, Path], n_sources: int) -> dict[str, Path]:
-    """As many of the folders as the method takes, base included, up to `n_sources`."""
-    most = n_sources if method.max_sources is None else method.max_sources + method.needs_base
-    return dict(list(folders.items())[: min(most, max(n_sources, method.min_sources + method.needs_base))])
+    """As many of the folders as the method takes, base included, and `n_sources` where it may."""
+    n = max(n_sources, method.min_sources + method.needs_base)
+    if method.max_sources is not None:
+        n = min(n, method.max_sources + method.needs_base)
+    return dict(list(folders.items())[:n])
 
 
 @pytest.mark.parametrize("n_sources", [2, 3])
