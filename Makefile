@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORPUS ?= ../shared/data/nfcorpus/corpus.jsonl
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -52,8 +53,8 @@ chaos: $(VENV)/.dev  ## kill studies at random moments, many times
 bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks.merge_speed
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape minilm --dtype float32
-	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic --rounds 3
-	$(BIN)/python -m tests.benchmarks.encode_speed
+	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic,ties --rounds 3
+	@test -f $(CORPUS) && $(BIN)/python -m tests.benchmarks.encode_speed $(CORPUS) || echo "no corpus: make bench CORPUS=FOLDER/corpus.jsonl"
 
 clean:  ## remove the virtual environment and tool caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -179,7 +179,7 @@ class ResidentMerger:
     ) -> bool:
         """Write a merge that is one lerp in one pass over memory; False, and nothing written, where dtypes differ.
 
-        torch computes a lerp in float32 and rounds it once, so this gives what a kernel gives, to the bit.
+        torch computes a lerp in float32 and rounds it once, whatever the dtype, as is done with a kernel.
         """
         everything = stored if base is None else (*stored, base)
         first, second = everything[i], everything[j]

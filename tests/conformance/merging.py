@@ -100,10 +100,9 @@ def typical(method: MergeMethod, names: Sequence[str]) -> dict[str, CoefficientV
     for name, c in method.coefficients.items():
         third = c.low + (c.high - c.low) / 3 if math.isfinite(c.high - c.low) else max(c.low, 0.4)
         drawn[name] = 0.0 if c.names_sources else dict.fromkeys(names, third) if c.per_source else third
-    for name in method.measured:
-        drawn[name] = {source: 1.0 + i / 2 for i, source in enumerate(names)}
+    measured = {m: {name: 1 + i / 3 for i, name in enumerate(names)} for m in method.measured}
     try:
-        method.validate(drawn, sources=names)
+        method.validate(drawn | measured, sources=names)
     except MergeError:
         drawn |= {n: c.default for n, c in method.coefficients.items() if c.default is not None}
-    return drawn
+    return drawn | measured

@@ -16,7 +16,8 @@ from mergesearch.workers.residency import Residency
 from tests.conformance.merging import typical
 from tests.tiny_models import make_tiny, make_variant
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+CASES = [(m, n) for m in METHODS.values() for n in (2, 3) if n == 3 or "linear_map" in m.properties]
+every_case = pytest.mark.parametrize(("method", "n_sources"), CASES, ids=[f"{m.name}-{n}" for m, n in CASES])
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
@@ -55,14 +56,15 @@ def merged(method: MergeMethod, folders: dict[str, Path], dtype: str, residency:
 
 
 def taken(method: MergeMethod, folders: dict[str, Path], n_sources: int) -> dict[str, Path]:
-    """As many of the folders as the method takes, base included, up to `n_sources`."""
-    most = n_sources if method.max_sources is None else method.max_sources + method.needs_base
-    return dict(list(folders.items())[: min(most, max(n_sources, method.min_sources + method.needs_base))])
+    """As many of the folders as the method takes, base included, and `n_sources` where it may."""
+    n = max(n_sources, method.min_sources + method.needs_base)
+    if method.max_sources is not None:
+        n = min(n, method.max_sources + method.needs_base)
+    return dict(list(folders.items())[:n])
 
 
-@pytest.mark.parametrize("n_sources", [2, 3])
 @every_dtype
-@every_method
+@every_case
 def test_mapped_or_read_into_memory(method: MergeMethod, dtype: str, n_sources: int, folders: dict[str, Path]) -> None:
     some = taken(method, folders, n_sources)
     places: tuple[Residency, ...] = ("auto", "mapped", "device")
@@ -71,9 +73,8 @@ def test_mapped_or_read_into_memory(method: MergeMethod, dtype: str, n_sources: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("n_sources", [2, 3])
 @every_dtype
-@every_method
+@every_case
 def test_streamed_to_a_gpu(method: MergeMethod, dtype: str, n_sources: int, folders: dict[str, Path]) -> None:
     some = taken(method, folders, n_sources)
     places: tuple[Residency, ...] = ("auto", "mapped", "pinned", "device")
