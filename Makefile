@@ -54,7 +54,8 @@ bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks.merge_speed
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape minilm --dtype float32
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic,ties --rounds 3
-	@test -f $(CORPUS) && $(BIN)/python -m tests.benchmarks.encode_speed $(CORPUS) || echo "no corpus: make bench CORPUS=FOLDER/corpus.jsonl"
+	@if test -f $(CORPUS); then $(BIN)/python -m tests.benchmarks.encode_speed $(CORPUS); \
+	else echo "encode_speed needs a corpus: make bench CORPUS=FOLDER/corpus.jsonl"; fi
 
 clean:  ## remove the virtual environment and tool caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
