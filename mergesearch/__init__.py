@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergesearch.recipe import MergeRecipe
+    from mergesearch.resolving import load_study
     from mergesearch.results.choose import choose
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
-    from mergesearch.study import Study, load_study
+    from mergesearch.study import Study
 
 _HOMES = {
     "MergeRecipe": "mergesearch.recipe",
@@ -25,7 +26,7 @@ _HOMES = {
     "evaluate_folder": "mergesearch.results.evaluate",
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
-    "load_study": "mergesearch.study",
+    "load_study": "mergesearch.resolving",
     "open_store": "mergesearch.session",
     "run_study": "mergesearch.session",
 }

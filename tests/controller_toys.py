@@ -16,9 +16,10 @@ from mergesearch.controller import (
     Summary,
 )
 from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.resolving import resolve
 from mergesearch.session import open_store
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Study, resolve
+from mergesearch.study import Study
 from mergesearch.workers.pool import Outcome, Task, WorkerPool
 
 QUERIES = ("q1", "q2", "q3")

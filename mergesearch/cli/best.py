@@ -28,9 +28,9 @@ from mergesearch.cli.common import (
 @format_option
 def command(study_file: Path, storage: str | None, output: str) -> None:
     """Show the merge that the study chooses, its coefficients, and the highest scoring one beside it."""
+    from mergesearch.resolving import load_study
     from mergesearch.results.choose import choose
     from mergesearch.sources.layout import span
-    from mergesearch.study import load_study
 
     study = load_study(study_file)
     with open_existing(study_file, storage) as store:

@@ -45,8 +45,8 @@ def command(
     """Score a study's winner and sources on the test split with paired tests, or score any model folder."""
     announce_loading()
     from mergesearch.cli.progress import phase_bar
+    from mergesearch.resolving import load_study
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
-    from mergesearch.study import load_study
 
     if target.is_dir():
         if (study_file is None) == (beir is None):

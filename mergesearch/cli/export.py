@@ -33,8 +33,8 @@ def command(study_file: Path, storage: str | None, out: Path, trial: int | None,
     """Save the chosen merge as a folder that sentence-transformers and transformers load, and re-score it."""
     announce_loading()
     from mergesearch.cli.progress import phase_bar
+    from mergesearch.resolving import load_study
     from mergesearch.results.export import export_merge
-    from mergesearch.study import load_study
 
     study = load_study(study_file)
     with quiet_libraries(), open_existing(study_file, storage) as store, phase_bar("re-scoring") as progress:

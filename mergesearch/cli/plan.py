@@ -25,7 +25,7 @@ from mergesearch.cli.common import (
 def command(study_file: Path, output: str) -> None:
     """Show sources, groups, space, trials, tokens per trial, memory and estimated time. Loads no weights."""
     from mergesearch.planning import make_plan
-    from mergesearch.study import load_study
+    from mergesearch.resolving import load_study
 
     plan = make_plan(load_study(study_file))
     if output == "json":

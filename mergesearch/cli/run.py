@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Run a study. Ctrl-C or a crash loses nothing: the same command goes on where it stopped."""
     from mergesearch.cli.progress import StudyProgress
+    from mergesearch.resolving import resolve
     from mergesearch.results.choose import choose
     from mergesearch.session import open_store, run_study
-    from mergesearch.study import resolve
     from mergesearch.study_file import parse_study, storage_url
 
     parsed = parse_study(study_file)

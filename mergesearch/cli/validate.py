@@ -21,7 +21,7 @@ from mergesearch.cli.common import examples, study_argument
 @click.option("--file-only", is_flag=True, help="Look at the file alone: no model, no collection.")
 def command(study_file: Path, file_only: bool) -> None:
     """Check a study file and report every problem at once, with its line. Loads no weights."""
-    from mergesearch.study import resolve
+    from mergesearch.resolving import resolve
     from mergesearch.study_checks import check_file
     from mergesearch.study_file import parse_study
 

@@ -10,7 +10,8 @@ import importlib
 import pkgutil
 
 from mergesearch.merging import methods
-from mergesearch.merging.method import Coefficient, MergeMethod, Option, Shorthand
+from mergesearch.merging.declared import Coefficient, Option, Shorthand
+from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
 from mergesearch.merging.registry import METHODS, get_method, merge_method
 from mergesearch.merging.resident import CHUNK_ELEMENTS, ResidentMerger

@@ -12,16 +12,9 @@ import types
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from mergesearch.errors import MergeError, unknown
+from mergesearch.merging.declared import ARITHMETIC, PROPERTIES, Coefficient, Option, Shorthand
 from mergesearch.merging.kernel import Choice, Doc, Measured, PerSource, Range, Site, Tensors, Workspace
-from mergesearch.merging.method import (
-    ARITHMETIC,
-    PROPERTIES,
-    Coefficient,
-    MergeMethod,
-    Option,
-    Shorthand,
-    kernel_parameter,
-)
+from mergesearch.merging.method import MergeMethod, kernel_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

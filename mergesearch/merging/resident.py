@@ -18,7 +18,8 @@ from mergesearch.merging.statistics import Statistics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mergesearch.merging.method import Bound, MergeMethod
+    from mergesearch.merging.declared import Bound
+    from mergesearch.merging.method import MergeMethod
     from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe
 
 Content: TypeAlias = tuple[object, ...]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mergesearch.merging.method import ARITHMETIC
+from mergesearch.merging.declared import ARITHMETIC
 from mergesearch.merging.registry import METHODS
 
 if TYPE_CHECKING:
-    from mergesearch.merging.method import Coefficient, MergeMethod, Option, Shorthand
+    from mergesearch.merging.declared import Coefficient, Option, Shorthand
+    from mergesearch.merging.method import MergeMethod
 
 _HEAD = f"""# Merge methods
 

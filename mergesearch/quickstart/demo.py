@@ -21,13 +21,13 @@ from typing import Any, Protocol
 from mergesearch.controller import Listener
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.quickstart.api_reference import Summary, build_api_reference, library_versions
+from mergesearch.resolving import load_study
 from mergesearch.results.choose import choose
 from mergesearch.results.evaluate import evaluate_study
 from mergesearch.results.export import RECIPE_FILE, export_merge
 from mergesearch.session import open_store, run_study
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import locate
-from mergesearch.study import load_study
 from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
 

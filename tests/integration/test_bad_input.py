@@ -236,8 +236,8 @@ def test_a_database_that_another_program_writes_to(finished: TinyStudy) -> None:
 
 
 def test_a_study_that_another_process_is_running(finished: TinyStudy) -> None:
+    from mergesearch.resolving import load_study
     from mergesearch.session import open_store
-    from mergesearch.study import load_study
 
     with open_store(load_study(finished.file), finished.storage):
         answer = mergesearch("run", finished.file, "--trials", 6)

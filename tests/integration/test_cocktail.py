@@ -12,9 +12,9 @@ import torch
 from mergesearch.errors import ResumeError
 from mergesearch.evaluation.examples import draw_examples
 from mergesearch.evaluation.formats import load_collection
+from mergesearch.resolving import load_study
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import load_study
 from tests.tiny_adapters import make_adapter
 from tests.tiny_models import make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch, write_lines

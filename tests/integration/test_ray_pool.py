@@ -21,9 +21,10 @@ from mergesearch.controller import Controller, Listener
 from mergesearch.errors import WorkerError
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
+from mergesearch.resolving import load_study
 from mergesearch.session import open_store
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Study, load_study
+from mergesearch.study import Study
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import Outcome, Task, WorkerPool
 from mergesearch.workers.ray_pool import RayPool

@@ -12,10 +12,10 @@ import pytest
 from mergesearch.cli.progress import StudyProgress
 from mergesearch.controller import Summary
 from mergesearch.errors import ResumeError
+from mergesearch.resolving import load_study
 from mergesearch.search import registry
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import load_study
 from tests.commands import Command, read_table, run_command
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 

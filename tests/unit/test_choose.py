@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.recipe import GroupRecipe, MergeRecipe
+from mergesearch.resolving import load_study
 from mergesearch.results.choose import Candidate, Choice, paired_standard_error, pick
 from mergesearch.results.distance import Distances
-from mergesearch.study import Study, load_study
+from mergesearch.study import Study
 from tests.tiny_studies import make_study
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from mergesearch.controller import (
 )
 from mergesearch.errors import WorkerError
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.resolving import resolve
 from mergesearch.search.strategy import Proposal, Strategy
 from mergesearch.session import open_store
-from mergesearch.study import Study, resolve
+from mergesearch.study import Study
 from mergesearch.study_file import parse_study
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored

@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mergesearch.recipe import MergeRecipe, SourceRef
+from mergesearch.resolving import load_study
 from mergesearch.results.model_card import model_card
-from mergesearch.study import Study, load_study
+from mergesearch.study import Study
 from tests.tiny_studies import TinyStudy, make_study
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from mergesearch import planning, token_counts
 from mergesearch.errors import MemoryPlanError, StudyFileError
 from mergesearch.planning import check_memory, make_plan, memory_plan
-from mergesearch.study import load_study
+from mergesearch.resolving import load_study
 from mergesearch.token_counts import count_tokens
 from mergesearch.workers.evaluator import TrialEvaluator
 from mergesearch.workers.residency import choose_residency

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mergesearch.errors import StudyFileError
-from mergesearch.study import Study, load_study
+from mergesearch.resolving import load_study
+from mergesearch.study import Study
 from mergesearch.study_inputs import encoding_files
 from mergesearch.workers.evaluator import open_merger
 from tests.tiny_models import make_tiny

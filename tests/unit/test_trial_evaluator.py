@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergesearch.errors import CollectionError, MergeError, SourceError
-from mergesearch.study import load_study
+from mergesearch.resolving import load_study
 from mergesearch.workers import evaluator
 from mergesearch.workers.evaluator import TrialEvaluator, default_threads, open_merger
 from tests.tiny_models import make_tiny

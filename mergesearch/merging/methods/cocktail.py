@@ -12,7 +12,7 @@ from mergesearch.merging.registry import Doc, Measured, PerSource, Range, Tensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mergesearch.merging.method import OptionValue
+    from mergesearch.merging.declared import OptionValue
 
 
 def _mixed(sources: Sequence[str], options: Mapping[str, OptionValue]) -> Sequence[str]:
