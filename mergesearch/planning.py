@@ -291,7 +291,8 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         target,
         sources,
         base=content.merge.base,
-        chunk_elements=chunk_for(torch.device(device)),
+        chunk_elements=chunk_for(torch.device(device), len(sources)),
+        as_mergekit=content.merge.options.get("arithmetic") == "mergekit",
         transferred=device != "cpu",
     )
     in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory

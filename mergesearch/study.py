@@ -302,6 +302,8 @@ class Study:
                 "template": merge.template,
                 "base": merge.base,
                 "options": merge.options,
+                # Coefficients that name a source hold its place, and some methods treat the first differently.
+                "order": list(self.method.sources_of(self._recipe(()))),
                 "groups": {g.name: {"places": list(g.places), "merged": g.merged} for g in self.groups},
                 "space": self.space.to_dict(),
                 **({"measured": self._what_is_measured()} if self.method.measured else {}),

@@ -286,8 +286,14 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
         checks.add(unknown("collection format", collection.format, FORMATS), *keys, "format")
         return
     checks.options(FORMATS[collection.format].options, collection.options, *keys, beside=type(collection))
-    tests = [(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
-    if collection.split == "test" or (collection.format, collection.options, collection.split) in tests:
+
+    def read(name: str, options: Mapping[str, Any], split: str) -> tuple[Any, ...]:
+        """What is read, however its path is written."""
+        folder = options.get("folder")
+        return name, {**options, "folder": folder and (parsed.folder / str(folder)).resolve()}, split
+
+    tests = [read(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
+    if collection.split == "test" or read(collection.format, collection.options, collection.split) in tests:
         checks.add("examples may not be test queries, which are to choose nothing", *keys, "split")
 
 

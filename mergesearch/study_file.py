@@ -26,7 +26,9 @@ GroupRule = Literal["template", "first_segment", "last_segment", "own"]
 class _Closed(BaseModel):
     """Unknown keys are errors, and so are values of another type: `true` is no number, `3` is no text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _source_shorthand(value: object) -> object:
@@ -58,7 +60,7 @@ class SourceEntry(_Closed):
 class GroupsEntry(_Closed):
     """How the parameters are divided into groups with coefficients of their own."""
 
-    segments: int | None = Field(default=None, ge=1)
+    segments: int | None = Field(default=None, ge=1, le=1000)
     """Split the layers into this many segments of (nearly) equal size."""
     boundaries: list[int] | None = None
     """First layer (counted from 0) of the second and every further segment."""
@@ -257,7 +259,7 @@ class StudyFile(_Closed):
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The study's name in the database."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     storage: str | None = None
     """A SQLAlchemy URL; by default `sqlite:///STUDY.db` in the current folder."""
     sources: dict[str, Annotated[SourceEntry, BeforeValidator(_source_shorthand)]] = Field(min_length=1)

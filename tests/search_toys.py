@@ -59,8 +59,8 @@ def soup_space(sources: str, weight: object, groups: Sequence[str] = ("all",)) -
 SOUPS: dict[str, SearchSpace] = {
     "one": soup_space("ab", {"low": 0, "high": 1}, ["segment_1", "segment_2"]),
     "three": soup_space("abcdefghijklm", {"low": -1, "high": 1}),
-    "steps": soup_space("abcd", {"low": 0, "high": 1, "step": 0.05}),
-    "few": soup_space("abcde", {"values": [0, 1]}),
+    "steps": soup_space("ab", {"low": 0, "high": 1, "step": 0.05}),
+    "few": soup_space("abcde", {"low": 0, "high": 1.5}),
     "mixed": soup_space("abcdefgh", {"low": 0, "high": 2, "tie": "groups"}, ["segment_1", "segment_2"]),
     "log": soup_space("abc", {"low": 0, "high": 1}),
     "point": soup_space("a", {"values": [1]}),

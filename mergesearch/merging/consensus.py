@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mergesearch.merging.sparsify import Sparsify
 
 TINY = 1e-30
-"""Makes 0/0 a 0, and is lost in the rounding of every sum of weights."""
+"""Makes 0/0 a 0, and is lost in the rounding of sums of weights above 1e-22."""
 
 
 def add_elected(

@@ -25,6 +25,14 @@ PROPERTIES: Mapping[str, str] = MappingProxyType(
 """What a method may claim about itself. The conformance suite tests every claim."""
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number that a float can hold; a bool is none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 @dataclass(frozen=True)
 class Coefficient:
     """A number that is searched.
@@ -51,7 +59,7 @@ class Coefficient:
 
     def problems(self, value: float, source: str = "") -> list[str]:
         """What is wrong with a value, NaN and infinities included; empty if nothing is."""
-        if math.isfinite(value) and self.low <= value <= self.high and not (self.names_sources and value % 1):
+        if is_number(value) and self.low <= value <= self.high and not (self.names_sources and value % 1):
             return []
         where = f" of source {source!r}" if source else ""
         kind = "a whole number" if self.names_sources else "finite"
@@ -67,16 +75,20 @@ class Option:
     type: type[bool] | type[float] | type[str]
     doc: str
     choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
 
     def accepts(self, setting: OptionValue) -> bool:
-        """Whether `setting` is of this option's type; a whole number is a number, a bool is not."""
+        """Whether `setting` is of this option's type and in its range; a whole number is a number, a bool is not."""
         if self.type is float:
-            return isinstance(setting, int | float) and not isinstance(setting, bool)
+            return is_number(setting) and self.low <= float(setting) <= self.high
         return isinstance(setting, self.type) and (not self.choices or setting in self.choices)
 
     @property
     def wanted(self) -> str:
         """What is accepted, for messages."""
+        if self.type is float:
+            return f"a number of [{self.low:g}, {self.high:g}]"
         return f"one of {', '.join(self.choices)}" if self.choices else f"of type {self.type.__name__}"
 
 
@@ -139,6 +151,8 @@ class Bound:
             return None
         *others, base = range(len(self.factors))
         used = [i for i in (base, *others) if self.factors[i]]
-        if len(used) != 2 or abs(math.fsum(self.factors) - 1) > 2**-23:
+        if len(used) != 2:
             return None
-        return used[0], used[1], self.factors[used[1]]
+        i, j = used
+        share, t = self.factors[i], self.factors[j]
+        return (i, j, t) if abs(share - (1 - t)) <= 2**-22 * abs(share) else None

@@ -44,9 +44,11 @@ PerSource: TypeAlias = Sequence[float]
 
 @dataclass(frozen=True)
 class Doc:
-    """Marks an option in a kernel's signature and says what it does."""
+    """Marks an option in a kernel's signature: what it does and, for a number, its range, ends included."""
 
     text: str
+    low: float = -math.inf
+    high: float = math.inf
 
 
 @dataclass(frozen=True)

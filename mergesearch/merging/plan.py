@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from mergesearch.merging.resident import CHUNK_ELEMENTS
+from mergesearch.merging.resident import CHUNK_ELEMENTS, most_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mergesearch.merging.method import MergeMethod
+
+
+MERGEKIT_BYTES = 24
+"""Per source and element, about: copies, magnitudes, masks and the indexes of a sort."""
 
 
 class TensorShape(Protocol):
@@ -56,6 +60,7 @@ def resident_bytes(
     base: str | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
     transferred: bool = False,
+    as_mergekit: bool = False,
 ) -> ResidentBytes:
     """The most that a resident merge holds, when no row is longer than a chunk.
 
@@ -65,6 +70,7 @@ def resident_bytes(
         sources: source name to the tensors that are read from it.
         base: the source that task vectors are taken from.
         chunk_elements: as given to `ResidentMerger`.
+        as_mergekit: whether the option `arithmetic: mergekit` is set, which copies whole tensors.
         transferred: whether sources lie elsewhere than the model and come to its device part by part.
     """
     buffers, parts = 0, 0
@@ -75,12 +81,15 @@ def resident_bytes(
             parts = max(parts, sum(dtype.itemsize for dtype in inputs))
     names = method.merged_sources(sources, base, None)
     uniform = method.uniform(tuple(sources), base)
-    if uniform is not None:
+    if uniform is not None and method.prepare is None:
         buffers += method.bind(uniform, names, {}).n_buffers
+    else:  # how many such a method takes depends on its coefficients
+        buffers = most_buffers(len(sources))
+    whole = max(math.prod(tensor.shape) for tensor in target.values()) if as_mergekit else 0
     return ResidentBytes(
         sources=sum(_n_bytes(tensors) for tensors in sources.values()),
         model=_n_bytes(target),
-        workspace=chunk_elements * (4 * buffers + parts * transferred),
+        workspace=chunk_elements * (4 * buffers + parts * transferred) + MERGEKIT_BYTES * len(sources) * whole,
     )
 
 

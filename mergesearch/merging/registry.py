@@ -146,7 +146,7 @@ def _declared(kernel: Callable[..., Any]) -> tuple[list[Coefficient], list[Optio
         elif isinstance(mark, Choice) and kind is int:
             coefficients.append(Coefficient(name, False, 0.0, math.inf, default, False, mark.doc, names_sources=True))
         elif isinstance(mark, Doc) and kind in (bool, float, str) and default is not None:
-            options.append(Option(name, default, kind, mark.text))
+            options.append(Option(name, default, kind, mark.text, low=mark.low, high=mark.high))
         elif isinstance(mark, Measured) and kind == PerSource and default is None:
             measured[name] = mark
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 Content: TypeAlias = tuple[object, ...]
 
-CHUNK_ELEMENTS = 1 << 20
-"""Elements that a kernel sees at once on a CPU: many enough to hide the cost of a call, few for a cache."""
+CHUNK_ELEMENTS = 1 << 18
+"""Elements that a kernel sees at once: many enough to hide the cost of a call, few for a cache."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What sources may be stored in."""
+
+MAX_BUFFER_BYTES = 192 << 20
+"""The most that a workspace's buffers take together."""
+
 GPU_CHUNK_ELEMENTS = 1 << 22
 """The same on other devices, where a call costs about as much and the work on an element far less."""
 
@@ -79,9 +86,9 @@ class ResidentMerger:
         for name in self._target:
             self._names_in.setdefault(places[name], []).append(name)
         self._device = next(iter(self._target.values())).device
-        self._chunk_elements = chunk_elements or chunk_for(self._device)
+        self._chunk_elements = chunk_elements or chunk_for(self._device, len(self._sources))
         self._work = Workspace(self._chunk_elements, self._device)
-        self._statistics = Statistics(statistics)
+        self._statistics = Statistics(statistics, self._device.type)
         # What decided the content of each place; nothing is known of it after a failure.
         self._content: dict[str, Content] = {}
         # Places that hold what they held when the model was handed over: the template.
@@ -152,12 +159,15 @@ class ResidentMerger:
         pair = bound.interpolation
         for name in self._names(group):
             whole = self._target[name]
+            if not whole.numel():
+                continue
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
             if bound.as_mergekit:
                 whole.copy_(self._as_mergekit(method, bound, stored, base))
                 continue
-            if pair and self._interpolate(whole, stored, base, *pair):
+            if pair:
+                self._interpolate(whole, stored if base is None else (*stored, base), *pair)
                 continue
 
             def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:
@@ -173,25 +183,25 @@ class ResidentMerger:
                     raise TypeError(f"{method.name} made {result.shape} of {view.shape} in {name}")
                 if result is not view:
                     view.copy_(result)
-        self._refuse_non_finite(group, bound.growth)
+        # What mergekit rounds on the way may overflow where an exact merge does not.
+        self._refuse_non_finite(group, math.inf if bound.as_mergekit else bound.growth)
 
-    def _interpolate(
-        self, whole: torch.Tensor, stored: Sequence[torch.Tensor], base: torch.Tensor | None, i: int, j: int, t: float
-    ) -> bool:
-        """Write a merge that is one lerp in one pass over memory; False, and nothing written, where dtypes differ.
+    def _interpolate(self, whole: torch.Tensor, stored: Sequence[torch.Tensor], i: int, j: int, t: float) -> None:
+        """Write a merge that is one lerp, in one pass over memory where nothing has to be moved or converted.
 
-        torch computes a lerp in float32 and rounds it once, whatever the dtype, as is done with a kernel.
+        torch computes a lerp in float32 and rounds it once, so whether it takes parts has no say in the result.
         """
-        everything = stored if base is None else (*stored, base)
-        first, second = everything[i], everything[j]
-        if not first.dtype == second.dtype == whole.dtype:
-            return False
-        if first.device == second.device == self._device:
+        first, second = stored[i], stored[j]
+        if first.dtype == second.dtype == whole.dtype and first.device == second.device == self._device:
             torch.lerp(first, second, t, out=whole)
-        else:
-            for out, x, y in zip(*map(self._flat, (whole, first, second)), strict=True):
-                torch.lerp(self._here(x), self._here(y), t, out=out)
-        return True
+            return
+        for out, *pieces in zip(*map(self._flat, (whole, first, second)), strict=True):
+            self._work.release()
+            x, y = (self._as_float32(piece) for piece in pieces)
+            written = out if out.dtype == torch.float32 else self._work.take(out)
+            torch.lerp(x, y, t, out=written)
+            if written is not out:
+                out.copy_(written)
 
     def _flat(self, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.split(whole.view(-1), self._chunk_elements)
@@ -275,6 +285,8 @@ class ResidentMerger:
         covered = [place for group in recipe.groups for place in group.places]
         twice = sorted({place for place in covered if covered.count(place) > 1})
         problems += [f"place {place!r} belongs to more than one group." for place in twice]
+        names = [group.name for group in recipe.groups]
+        problems += [f"two groups are called {name!r}." for name in sorted({n for n in names if names.count(n) > 1})]
         problems += [f"place {place!r} belongs to no group." for place in self._names_in if place not in covered]
         problems += [unknown("place", place, self._names_in) for place in sorted(set(covered) - self._names_in.keys())]
         for name, tensor in self._target.items():
@@ -305,7 +317,7 @@ class ResidentMerger:
             for name, tensor in self._target.items()
             if not (tensor.is_floating_point() and tensor.is_contiguous())
         ]
-        written = {tensor.untyped_storage().data_ptr() for tensor in self._target.values()}
+        written = {tensor.untyped_storage().data_ptr() for tensor in self._model.values() if tensor.numel()}
         for source, tensors in self._sources.items():
             for name, tensor in tensors.items():
                 if name not in self._target:
@@ -313,6 +325,9 @@ class ResidentMerger:
                 elif tensor.shape != self._target[name].shape:
                     want = tuple(self._target[name].shape)
                     problems.append(f"source {source!r}: {name} is {tuple(tensor.shape)}, the target's is {want}.")
+                if tensor.dtype not in FLOATS:
+                    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+                    problems.append(f"source {source!r}: {name} is {tensor.dtype}; what is merged is {dtypes}.")
                 if tensor.untyped_storage().data_ptr() in written:
                     problems.append(f"source {source!r}: {name} shares memory with the model that is overwritten.")
         if problems:
@@ -333,9 +348,16 @@ class ResidentMerger:
         return largest
 
 
-def chunk_for(device: torch.device) -> int:
-    """Elements that a kernel sees at once on `device`."""
-    return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+def chunk_for(device: torch.device, n_sources: int) -> int:
+    """Elements that a kernel sees at once: fewer where buffers of many sources would pass `MAX_BUFFER_BYTES`."""
+    most = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    fitting = MAX_BUFFER_BYTES // (4 * most_buffers(n_sources))
+    return min(most, 1 << fitting.bit_length() - 1)
+
+
+def most_buffers(n_sources: int) -> int:
+    """The most workspace buffers that any method takes, when all sources have to be converted; a test says so."""
+    return 3 * n_sources + 8
 
 
 def _decided_by(recipe: MergeRecipe) -> dict[str, Content]:
@@ -346,7 +368,7 @@ def _decided_by(recipe: MergeRecipe) -> dict[str, Content]:
     """
     sources = tuple((source.name, source.content_hash) for source in recipe.sources)
     options = tuple(sorted(recipe.options.items()))
-    shared = (recipe.method, options, sources, recipe.base, recipe.dtype, recipe.seed)
+    shared = (recipe.method, options, sources, recipe.template, recipe.base, recipe.dtype, recipe.seed)
     return {group.name: (shared, group.copy_from, _frozen(group.coefficients)) for group in recipe.groups}
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    import torch
 
 Key = tuple[str, ...]
 
@@ -22,18 +21,25 @@ LATEST = 4096
 """How many tensors that do not last are kept."""
 
 
+VERSION = 1
+"""To be raised when the meaning of a key changes."""
+
+
 class Statistics:
     """Small tensors by key, in memory and, where a folder is given, on disk for the processes to come.
 
-    Keys name the content of the sources, so nothing here can be out of date. A file that cannot be read or
-    written costs time and nothing else.
+    Keys name the content of the sources. What else decides a statistic is part of a file's name: the version of
+    the code, torch's, and the kind of device, whose sums may differ in the last place. A file that cannot be read
+    or written costs time and nothing else.
 
     Args:
         folder: where they are kept; None for memory only.
+        device_type: where they are made.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, device_type: str = "cpu") -> None:
         self._folder = folder
+        self._made_by = (f"version {VERSION}", torch.__version__, device_type)
         self._known: dict[Key, torch.Tensor] = {}
         self._latest: dict[Key, torch.Tensor] = {}
 
@@ -60,7 +66,7 @@ class Statistics:
         return self._known[key]
 
     def _file(self, key: Key) -> Path | None:
-        name = hashlib.sha256("\0".join(key).encode()).hexdigest()
+        name = hashlib.sha256("\0".join((*self._made_by, *key)).encode()).hexdigest()
         return None if self._folder is None else self._folder / name[:2] / f"{name}.safetensors"
 
     def _load(self, key: Key) -> torch.Tensor | None:
@@ -78,7 +84,11 @@ class Statistics:
             file.parent.mkdir(parents=True, exist_ok=True)
             handle, draft = tempfile.mkstemp(dir=file.parent)
             os.close(handle)
-            save_file({"value": value}, draft)
-            os.replace(draft, file)  # noqa: PTH105 (other processes may be writing the same)
+            try:
+                save_file({"value": value}, draft)
+                os.replace(draft, file)  # noqa: PTH105 (other processes may be writing the same)
+            except BaseException:
+                Path(draft).unlink(missing_ok=True)
+                raise
         except (OSError, SafetensorError):
             pass

@@ -55,9 +55,12 @@ def is_range(entry: Mapping[Any, Any]) -> bool:
 
 def number(value: object) -> float | None:
     """`value` as a float; None when it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
 
 
 @dataclass(frozen=True)

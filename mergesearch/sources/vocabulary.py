@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from transformers import AutoTokenizer
 
+from mergesearch.errors import SourceError
 from mergesearch.sources.locate import model_folder
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def match_tokens(
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Token to id, special and added tokens included; None where there is no tokenizer to read."""
+    """Token to id, special and added tokens included; None where there is no tokenizer.
+
+    Raises:
+        SourceError: there is one, and it cannot be read.
+    """
     inside = model_folder(folder)
     fast = inside / "tokenizer.json"
     plain = inside / "vocab.txt"
@@ -81,8 +86,9 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         if not any(inside.glob("*.model")) and not (inside / "vocab.json").is_file():
             return None  # transformers would make a tokenizer of special tokens alone
         vocabulary: Vocabulary = AutoTokenizer.from_pretrained(inside, local_files_only=True).get_vocab()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError):
-        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise SourceError([f"the tokenizer in {inside} cannot be read ({reason}). Download it again."]) from error
     return vocabulary
 
 

@@ -41,8 +41,11 @@ def read_tensors(
     Raises:
         SourceError: names every tensor that holds NaN or infinite values, before or after conversion.
     """
-    mapped = checkpoint.read_many(names.values())
-    read = {name: keep(mapped[raw].to(dtype=dtype), kept, device) for name, raw in names.items()}
+    if kept == "mapped":
+        mapped = checkpoint.read_many(names.values())
+        read = {name: mapped[raw].to(dtype=dtype) for name, raw in names.items()}
+    else:
+        read = {name: keep(checkpoint.read(raw).to(dtype=dtype), kept, device) for name, raw in names.items()}
     broken = [names[name] for name, tensor in read.items() if not _all_finite(tensor)]
     if broken:
         where = f"source {checkpoint.name!r}"

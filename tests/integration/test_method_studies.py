@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_models import make_variant
-from tests.tiny_studies import TinyStudy, make_study, mergesearch
+from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "slerp": (
@@ -40,6 +40,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     study = make_study(tmp_path_factory.mktemp("tiny"))
     make_variant(study.folder / "retriever", study.folder / "other", seed=5)
     return study
+
+
+def test_sources_that_changed_places_are_another_study(tiny: TinyStudy, tmp_path: Path) -> None:
+    """A choice is recorded as a source's place, so the places are part of what was searched."""
+    tiny = copy_study(tiny, tmp_path / "places")
+    content = tiny.content()
+    content |= {"study": "places", "storage": f"sqlite:///{tmp_path}/study.db", "search": {"strategy": "grid"}}
+    content["merge"] = {
+        "template": "retriever", "groups": {"segments": 1},
+        "method": "passthrough", "coefficients": {"source": {"values": ["retriever", "domain", "other"]}},
+    }  # fmt: skip
+    content["sources"] = {"retriever": "retriever", "domain": "domain", "other": "other"}
+    tiny.write(content)
+    assert mergesearch("run", tiny.file, "--trials", "2").code == 0
+    content["sources"] = {"retriever": "retriever", "other": "other", "domain": "domain"}
+    tiny.write(content)
+    ran = mergesearch("run", tiny.file)
+    assert ran.code != 0
+    assert "merge.order" in ran.err
 
 
 @pytest.mark.parametrize("name", CASES)

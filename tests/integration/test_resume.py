@@ -120,7 +120,8 @@ def test_the_same_file_and_seed_give_the_same_trials_in_another_process(
 
 
 def test_every_strategy_is_tried() -> None:
-    assert {s["name"] for s in STRATEGIES} == set(registry.STRATEGIES)
+    # A greedy soup searches weights of several sources: tests/integration/test_method_studies.py has one.
+    assert {s["name"] for s in STRATEGIES} == set(registry.STRATEGIES) - {"greedy_soup"}
 
 
 def test_another_seed_gives_other_trials(tiny: TinyStudy, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated
 from unittest.mock import patch
 
@@ -270,3 +271,54 @@ def test_large_but_finite_results_are_let_through() -> None:
     target = {"w": torch.zeros(64)}
     ResidentMerger(target, sources, {"w": "layer.0"}).apply(make_recipe("linear", NAMES, {("layer.0",): HALF}))
     assert torch.equal(target["w"], torch.full((64,), 2e38))
+
+
+def test_two_templates_are_two_merges() -> None:
+    """Which source a method sees first is decided by the template, so equal coefficients mean something else."""
+    sources, target = make_sources(NAMES), make_source(3)
+    merger = in_place(target, sources)
+    recipe = make_recipe("passthrough", NAMES, {ALL_PLACES: {"source": 1.0}})
+    for template, taken in (("retriever", "domain"), ("domain", "retriever")):
+        assert merger.apply(replace(recipe, template=template))
+        assert torch.equal(target["norm.weight"], sources[taken]["norm.weight"])
+
+
+def test_groups_of_one_name_are_refused() -> None:
+    recipe = make_recipe("linear", NAMES, {FRONT: HALF, BACK: QUARTER})
+    twins = tuple(replace(group, name="twin") for group in recipe.groups)
+    with pytest.raises(MergeError, match="two groups are called 'twin'"):
+        in_place(make_source(1), make_sources(NAMES)).apply(replace(recipe, groups=twins))
+
+
+def test_overflow_on_the_way_is_refused_where_roundings_are_mergekits() -> None:
+    sources = make_sources(["base", "a"], torch.float16)
+    sources["a"]["norm.weight"].fill_(100.0)
+    merger = make_merger(sources, torch.float16)
+    coefficients = {"weight": {"a": 1000.0}, "lambda": 0.001}
+    recipe = make_recipe("task_arithmetic", list(sources), {ALL_PLACES: coefficients}, base="base", dtype=torch.float16)
+    merger.apply(recipe)
+    with pytest.raises(MergeError, match=r"norm\.weight"):
+        merger.apply(replace(recipe, options={"arithmetic": "mergekit"}))
+
+
+def test_a_share_as_small_as_a_rounding_is_not_lost() -> None:
+    sources = {"a": {n: t * 1e6 for n, t in make_source(1).items()}, "b": make_source(2)}
+    target = make_source(3)
+    merger = in_place(target, sources)
+    weights = {"weight": {"a": 1e-7, "b": 1.0}}
+    merger.apply(make_recipe("linear", ["a", "b"], {ALL_PLACES: weights}, options={"normalize": False}))
+    for name, tensor in target.items():
+        exact = 1e-7 * sources["a"][name].double() + sources["b"][name].double()
+        torch.testing.assert_close(tensor.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_no_float_is_refused_and_what_is_empty_is_left_alone() -> None:
+    sources = make_sources(NAMES)
+    sources["domain"]["norm.weight"] = torch.ones(8, dtype=torch.int64)
+    with pytest.raises(MergeError, match=r"norm\.weight is torch\.int64"):
+        make_merger(sources, torch.float32)
+    sources = {name: {**make_source(i), "norm.none": torch.empty(0, 8)} for i, name in enumerate(NAMES)}
+    merger = ResidentMerger(
+        {name: tensor.clone() for name, tensor in sources["domain"].items()}, sources, {**PLACES, "norm.none": "norm"}
+    )
+    assert merger.apply(make_recipe("slerp", NAMES, {ALL_PLACES: {"t": 0.5}}))

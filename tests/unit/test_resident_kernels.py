@@ -177,15 +177,15 @@ def test_random_numbers_are_uniform_and_independent() -> None:
 @pytest.mark.parametrize("t", [-0.4, 0.3, 0.7, 1.6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("method", "base"), [("linear", None), ("task_arithmetic", "a")])
-def test_an_interpolation_in_one_pass_is_what_the_kernel_gives(
+def test_an_interpolation_in_one_pass_is_what_one_in_parts_gives(
     method: str, base: str | None, dtype: torch.dtype, t: float
 ) -> None:
-    """Sources of different dtypes go through the kernel, whatever numbers they hold."""
+    """Sources of different dtypes are converted part by part, whatever numbers they hold."""
     sources = make_sources(["a", "b"], dtype)
-    kernel = {"a": sources["a"], "b": {name: tensor.double() for name, tensor in sources["b"].items()}}
+    mixed = {"a": sources["a"], "b": {name: tensor.double() for name, tensor in sources["b"].items()}}
     weight = {"b": t} if base else {"a": 1 - t, "b": t}
     assert METHODS[method].bind({"weight": weight}, [n for n in "ab" if n != base], {}).interpolation
-    in_one_pass, in_parts = (merge(method, s, {"weight": weight}, base=base, dtype=dtype) for s in (sources, kernel))
+    in_one_pass, in_parts = (merge(method, s, {"weight": weight}, base=base, dtype=dtype) for s in (sources, mixed))
     for name, tensor in in_parts.items():
         assert torch.equal(in_one_pass[name], tensor)
 

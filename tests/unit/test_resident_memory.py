@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mergesearch.merging import METHODS, MergeMethod, ResidentMerger, get_method, resident_bytes
+from mergesearch.merging.resident import MAX_BUFFER_BYTES, chunk_for, most_buffers
 from mergesearch.workers.residency import WORKSPACE_BYTES
 from tests.conformance.merging import make_recipe, source_names, typical
 
@@ -138,3 +139,21 @@ def test_no_method_copies_a_tensor(method: MergeMethod) -> None:
     chunks, tables, masks = 40 * 4 * CHUNK, 4 << 20, 2 * 4 * ELEMENTS if "random" in method.properties else 0
     assert chunks + tables < 4 * 4 * ELEMENTS
     assert peak_bytes(lambda: merger.apply(recipe)) <= chunks + tables + masks
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_no_method_takes_more_than_planned(method: MergeMethod) -> None:
+    """Eight sources that all have to be converted, or as many as the method takes; sparse where it can be."""
+    names, base = source_names(method, 8)
+    sources = {name: {"w": torch.randn(64, 640).bfloat16()} for name in names}
+    merger = ResidentMerger({"w": torch.zeros(64, 640).bfloat16()}, sources, PLACE, chunk_elements=CHUNK)
+    drawn = typical(method, [name for name in names if name != base])
+    merger.apply(make_recipe(method.name, names, {("layer.0",): drawn}, base=base, dtype=torch.bfloat16))
+    plan = resident_bytes(method, {"w": torch.empty(64, 640).bfloat16()}, sources, base=base, chunk_elements=CHUNK)
+    assert merger.workspace_bytes <= plan.workspace
+
+
+def test_buffers_of_any_number_of_sources_fit_what_is_promised() -> None:
+    for n in (2, 3, 9, 40, 200):
+        for device in ("cpu", "cuda"):
+            assert 4 * chunk_for(torch.device(device), n) * most_buffers(n) <= MAX_BUFFER_BYTES < WORKSPACE_BYTES

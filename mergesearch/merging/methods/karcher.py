@@ -24,8 +24,8 @@ def karcher(
     out: torch.Tensor,
     prepared: torch.Tensor,
     weight: Annotated[PerSource, Range("Share of each source.", 0.0)] = 1.0,  # type: ignore[assignment]
-    max_iter: Annotated[float, Doc("Most steps towards the mean.")] = 10.0,
-    tol: Annotated[float, Doc("Steps, angles and lengths that count as zero.")] = 1e-5,
+    max_iter: Annotated[float, Doc("Most steps towards the mean.", 0.0, 1e6)] = 10.0,
+    tol: Annotated[float, Doc("Steps, angles and lengths that count as zero.", 1e-15, 1.0)] = 1e-5,
 ) -> torch.Tensor:
     """Σ wᵢ|xᵢ| times the direction whose weighted squared angles to all xᵢ are smallest."""
     shares = torch.tensor(normalized(weight), dtype=torch.float64)

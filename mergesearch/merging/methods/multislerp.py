@@ -34,7 +34,7 @@ def multislerp(
     prepared: torch.Tensor,
     weight: Annotated[PerSource, Range("Share of each source; negative weights turn away from it.")],
     normalize_weights: Annotated[bool, Doc("Divide the weights by their sum.")] = True,
-    eps: Annotated[float, Doc("Added to lengths that are divided by.")] = 1e-8,
+    eps: Annotated[float, Doc("Added to lengths that are divided by.", 0.0, 1.0)] = 1e-8,
     base: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Σ wᵢ|xᵢ| times the direction of Σ wᵢ xᵢ/|xᵢ|, of task vectors where there is a base.

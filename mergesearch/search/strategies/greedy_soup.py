@@ -32,9 +32,8 @@ class GreedySoupOptions(StrategyOptions):
 class GreedySoup(Strategy):
     """Recipe 1 of Wortsman et al. 2022: each source alone, then one after the other, best first, into the average.
 
-    Weights are 1/n for the n sources of a soup and 0 for the others, in all groups together; where the space lacks
-    some 1/n they are 1, which is the same merge for methods that normalize. Other coefficients stay at their
-    constants or defaults.
+    Weights are 1/n for the n sources of a soup and 0 for the others, in all groups together. Other coefficients stay
+    at their constants or defaults.
     """
 
     name = "greedy_soup"
@@ -51,13 +50,13 @@ class GreedySoup(Strategy):
         # Soups of every size that each source is in, and that each is not in.
         turns = [(*self._sources[i:], *self._sources[:i]) for i in range(n)]
         soups = [turn[:size] for size in range(1, n + 1) for turn in turns]
-        self._averages = all(self._locate(soup, 1 / len(soup)) for soup in soups)
-        missing = next((soup for soup in soups if not self._averages and not self._locate(soup, 1.0)), None)
+        missing = next((soup for soup in soups if not self._locate(soup)), None)
         if missing is not None or not self._sources:
-            what = f"weight 1 for {', '.join(missing)} and 0 for all others" if missing else "weights of sources"
+            shares = f"weight {1 / len(missing):.3g} for {', '.join(missing)} and 0 for all others" if missing else ""
             message = (
-                "greedy_soup averages some of the sources: every `weight` has to reach 0 and 1 in all groups together, "
-                f"and other coefficients their defaults. This space lacks {what}: write `weight: {{low: 0, high: 1}}`"
+                "greedy_soup averages some of the sources: every `weight` has to reach 0 and each 1/n in all groups "
+                f"together, and other coefficients their defaults. This space lacks {shares or 'weights of sources'}: "
+                "write `weight: {low: 0, high: 1}`"
             )
             raise StudyFileError([message])
 
@@ -111,13 +110,13 @@ class GreedySoup(Strategy):
         return ledger.at(self.space.point(self._params(soup)))
 
     def _params(self, soup: Soup) -> Params:
-        found = self._locate(soup, 1 / len(soup) if self._averages else 1.0)
+        found = self._locate(soup)
         assert found is not None, "weights per source are independent, so the constructor has seen enough soups"
         return found
 
-    def _locate(self, soup: Soup, weight: float) -> Params | None:
-        """The point at which the sources of `soup` have this weight in all groups, and the others 0."""
-        weights = {source: weight if source in soup else 0.0 for source in self._sources}
+    def _locate(self, soup: Soup) -> Params | None:
+        """The point at which the sources of `soup` share the weight in all groups, and the others have 0."""
+        weights = {source: 1 / len(soup) if source in soup else 0.0 for source in self._sources}
         constants = self.space.constants
         found = self.space.locate({group: {**constants[group], "weight": weights} for group in self.space.groups})
         return None if found is None else self.space.snap(found)
