@@ -200,7 +200,7 @@ class Controller:
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
-        label = ", ".join(f"{k}={v:.4g}" for k, v in proposal.params.items())
+        label = self._study.space.label(proposal.params)
         attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs}
         return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs)
 

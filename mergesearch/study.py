@@ -205,7 +205,8 @@ class Study:
                 even = self.uniform_average()
                 found += [("uniform average", even)] if even is not None else []
             else:
-                found.append((_point_name(entry), self.space.coefficients(entry)))
+                coefficients = self.space.coefficients(entry)  # refuses what is no point
+                found.append((self.space.label(dict(sorted(entry.items()))), coefficients))
         anchors = [Anchor(name, c, self.space.locate(c)) for name, c in found]
         once: dict[str, Anchor] = {}
         for anchor in anchors:
@@ -327,10 +328,6 @@ def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _point_name(params: Mapping[str, float]) -> str:
-    return ", ".join(f"{k}={v:g}" for k, v in sorted(params.items()))
 
 
 def versions() -> dict[str, str]:

@@ -46,7 +46,9 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
         if group.copy_from is not None:
             rows.append((group.name, where, f"copied from {group.copy_from}"))
         for name, value in group.coefficients.items():
-            if isinstance(value, float | int):
+            if isinstance(value, float | int) and study.method.coefficients[name].names_sources:
+                rows.append((group.name, where, f"{name} = {study.method.sources_of(recipe)[round(value)]}"))
+            elif isinstance(value, float | int):
                 rows.append((group.name, where, f"{name} = {value:.4g}"))
             else:
                 rows.append((group.name, where, ", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items())))

@@ -28,6 +28,7 @@ class Dimension:
             number of steps fits the range.
         log: the range is searched on a logarithmic scale (never together with `step` or `values`).
         values: the values in ascending order, where they were listed one by one.
+        names: of what the values number, from 0; people are shown these.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dimension:
     step: float | None = None
     log: bool = False
     values: tuple[float, ...] | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ordered = math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high
@@ -150,6 +152,10 @@ class Dimension:
     def evenly(self, points: int) -> tuple[float, ...]:
         """`points` (≥ 2) values from low to high, evenly spaced on the range's own scale."""
         return tuple(self.from_unit(k / (points - 1)) for k in range(points))
+
+    def shown(self, value: float) -> str:
+        """A value as people read it."""
+        return self.names[round(value)] if self.names else f"{value:.4g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -113,6 +113,10 @@ class SearchSpace:
             isinstance(v, int | float) and self.by_name[k].contains(float(v)) for k, v in params.items()
         )
 
+    def label(self, params: Mapping[str, float]) -> str:
+        """A point in words, for people."""
+        return ", ".join(f"{name}={self.by_name[name].shown(value)}" for name, value in params.items())
+
     def point(self, params: Mapping[str, float]) -> Point:
         """What equal points have in common, whatever a database did to their last digits."""
         return tuple(float(f"{d.snap(params[d.name]):.{DIGITS}g}") for d in self.dimensions)

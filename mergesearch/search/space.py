@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from mergesearch.errors import Problem, StudyFileError, unknown
@@ -326,6 +326,8 @@ class _Builder:
         spec, found = read_range({k: v for k, v in entry.items() if k not in beside}, bounds)
         for key, message in found:
             self._problem(message, *keys, *([key] if key else []))
+        if spec is not None and bounds.names:
+            spec = replace(spec, shape=replace(spec.shape, names=bounds.names))
         if spec is not None and spec.knots is not None:
             known = knots_told_apart(set(self._depths.values()), spec.knots)
             if known < spec.knots:

@@ -25,7 +25,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "passthrough": (
         {"method": "passthrough", "coefficients": {"source": {"segment_1": "domain", "segment_2": {"values": [0, 1]}}}},
         {"strategy": "grid", "enqueue": []},
-        {"source.segment_2=0", "source.segment_2=1"},
+        {"source.segment_2=retriever", "source.segment_2=domain"},
     ),
     "greedy_soup": (
         {"method": "linear", "coefficients": {"weight": {"low": 0, "high": 1, "tie": "groups"}}},
