@@ -143,7 +143,6 @@ class Site:
     """One tensor of the model, for statistics of the whole and for random masks.
 
     Attributes:
-        method: name of the merge method.
         tensor: canonical name of the tensor.
         shape: its shape.
         sources: names of the sources, in the order of the kernel's `tensors`.
@@ -154,7 +153,6 @@ class Site:
         content: source name to the hash of what it holds.
     """
 
-    method: str
     tensor: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]

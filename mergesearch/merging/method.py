@@ -266,7 +266,7 @@ class MergeMethod:
         work = Workspace(n_sources + 1, torch.device("cpu"))
         names = tuple(str(i) for i in range(n_sources))
         content = {name: name for name in (*names, "base")}
-        site = Site(self.name, "rehearsal", shape, names, "base", 0, lambda: iter([part]), Statistics(), content)
+        site = Site("rehearsal", shape, names, "base", 0, lambda: iter([part]), Statistics(), content)
         prepared = self.prepare_for(site, arguments, work)
         result = self.call(arguments, part, torch.empty(shape), work, site, prepared)
         factors = tuple(result.view(-1).tolist()) if "linear_map" in self.properties else None

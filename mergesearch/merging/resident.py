@@ -174,7 +174,7 @@ class ResidentMerger:
                 return self._parts(method, stored, base)
 
             shape, statistics = tuple(whole.shape), self._statistics
-            site = Site(method.name, name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
+            site = Site(name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
             prepared = method.prepare_for(site, bound.arguments, self._work)
             for view, part in zip(self._pieces(method, whole), read(), strict=True):
                 out = view if view.dtype == torch.float32 else self._work.take(view)

@@ -35,7 +35,7 @@ class Reader:
 
     def kth_largest(self, k: int) -> float:
         shape = tuple(self.values.shape)
-        site = Site("m", "w", shape, ("a",), None, 0, self.parts, self.statistics, {"a": "content"})
+        site = Site("w", shape, ("a",), None, 0, self.parts, self.statistics, {"a": "content"})
         return kth_largest(site, self.work, "magnitude", lambda part: part.tensors[0].abs(), k)
 
 

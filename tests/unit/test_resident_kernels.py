@@ -162,7 +162,7 @@ def test_masks_follow_seed_source_and_tensor_and_nothing_else() -> None:
 
 
 def test_random_numbers_are_uniform_and_independent() -> None:
-    site = Site("m", "w", (1 << 20,), ("a", "b"), None, 0, lambda: iter(()), Statistics(), {})
+    site = Site("w", (1 << 20,), ("a", "b"), None, 0, lambda: iter(()), Statistics(), {})
     one, other = (site.uniform(source, 0, torch.empty(1 << 20)).double() for source in ("a", "b"))
     for numbers in (one, other):
         counts = torch.histc(numbers, 256, 0, 1)
