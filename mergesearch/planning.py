@@ -132,7 +132,7 @@ class StudyPlan:
     def tables(self) -> list[Table]:
         """Sources, groups, search space and memory."""
         memory = self.memory
-        parts = [(name, _mib(getattr(memory, name))) for name in memory.PARTS]
+        parts = [(name, _mib(n_bytes)) for name in memory.PARTS if (n_bytes := getattr(memory, name))]
         elsewhere = [("sources, on the host", memory.on_host), ("sources, in mapped files", memory.mapped)]
         return [
             (
