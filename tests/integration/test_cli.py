@@ -114,11 +114,12 @@ def test_plan_as_table_and_json(tiny: TinyStudy) -> None:
         "retriever",
         "segment_1",
         "alpha.segment_2",
-        "workspace",
+        "batches",
         "sources: mapped (",
         "search space: 9 points; trials: 5",
     ):
         assert part in answer.out
+    assert "libraries" not in answer.out  # which are this process's own
     plan = json.loads(mergesearch("plan", "-f", "json", tiny.file).out)
     assert plan["enqueued"] == ["retriever alone", "domain's layers", "uniform average"]
     assert plan["memory"]["workers"] == 1
