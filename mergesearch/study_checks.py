@@ -148,7 +148,15 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
     merge, groups = parsed.content.merge, parsed.content.merge.groups
     if merge.method not in METHODS or merge.template not in parsed.content.sources:
         return
-    if groups.per_layer or not _well_formed(groups):
+    if not _well_formed(groups):
+        return
+    if groups.per_layer:  # how many groups that makes, the model says; the names are known
+        method = METHODS[merge.method]
+        known = (*method.coefficients, *method.shorthands, *method.measured)
+        for name in merge.coefficients:
+            if name not in known:
+                message = unknown(f"coefficient of {method.name}", name, known)
+                checks.add(f"merge.coefficients.{name}: {message}", "merge", "coefficients", name)
         return
     # A model need not have a final norm or a pooler: coefficients are wrong when no choice of them fits.
     optional = [p for p in ("final_norm", "pooler") if getattr(groups, p) == "own"]

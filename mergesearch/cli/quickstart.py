@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,13 +62,15 @@ def _show(report: Report, seconds: float) -> None:
     phases = ", ".join(f"{name} {s:.0f} s" for name, s in report.seconds.items())
     click.echo(f"time: {phases}; this call {seconds:.0f} s")
     click.echo(f"exported: {report.exported}")
+    program = "mergesearch" if shutil.which("mergesearch") else os.path.relpath(sys.argv[0])
+    python = "python" if program == "mergesearch" else os.path.relpath(sys.executable)
     click.echo(f"""
 next:
-  mergesearch dashboard {report.study_file}
-  mergesearch status {report.study_file}
-  python -c "from sentence_transformers import SentenceTransformer as Model
+  {program} dashboard {report.study_file}
+  {program} status {report.study_file}
+  {python} -c "from sentence_transformers import SentenceTransformer as Model
 print(Model('{report.model}').encode('hello').shape)"
-  edit a copy of {report.study_file} to name your own models and data, then: mergesearch run COPY.yaml""")
+  edit a copy of {report.study_file} to name your own models and data, then: {program} run COPY.yaml""")
 
 
 class _Reporter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +51,7 @@ def command(
     from mergesearch.resolving import resolve
     from mergesearch.results.choose import choose
     from mergesearch.session import open_store, run_study
+    from mergesearch.storage.engine import redact
     from mergesearch.study_file import parse_study, storage_url
 
     parsed = parse_study(study_file)
@@ -75,7 +78,8 @@ def command(
                 progress.recorded(sum(t.state.is_finished() for t in store.trials()))
                 summary = run_study(study, store, progress, progress.batch)
         except KeyboardInterrupt:
-            click.echo(f"interrupted; nothing is lost. Go on with: mergesearch run {study_file}", err=True)
+            again = redact(shlex.join(["mergesearch", *sys.argv[1:]]))
+            click.echo(f"interrupted; nothing is lost. Go on with: {again}", err=True)
             raise
         click.echo(summary.describe())
         click.echo(choose(study, store).describe())

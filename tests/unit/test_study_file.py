@@ -139,6 +139,11 @@ def test_each_problem_names_its_line_and_what_was_expected(old: str, new: str, e
         ("strategy: tpe", "strategy: {name: tpe, n_startup: 3}", "mine.yaml:11: unknown key 'n_startup'. Did you mean"),
         ("  trials: 10\n", "", "mine.yaml:10: tpe needs a budget: `trials:` or `minutes:`"),
         ("{segments: 2}", "{segments: 2, per_layer: true}", "mine.yaml:7: say exactly one of `segments`"),
+        (
+            "{segments: 2}\n  coefficients:\n    alpha",
+            "{per_layer: true}\n  coefficients:\n    alhpa",
+            "mine.yaml:9: merge.coefficients.alhpa: unknown coefficient of linear 'alhpa'. Did you mean 'alpha'?",
+        ),
         ("evaluation:", "evaluation:\n  metric: ndcg10", "mine.yaml:14: "),
         ("evaluation:", "evaluation:\n  search: fais", "mine.yaml:14: unknown search backend 'fais'. Did you mean"),
         (
