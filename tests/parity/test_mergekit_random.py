@@ -139,7 +139,7 @@ def test_the_formula_for_the_mask_that_mergekit_drew(
     tensors, out = [one[source][name].float() for source in others], torch.empty(theirs.shape)
     part = Part(tensors, one[base][name].float(), 0)
     site = Drawn(
-        method, name, tuple(out.shape), tuple(others), base, 0, lambda: iter([part]), Statistics(), {}, kept
+        name, tuple(out.shape), tuple(others), base, 0, lambda: iter([part]), Statistics(), {}, kept
     )  # fmt: skip
     declared, work = get_method(method), Workspace(CHUNK_ELEMENTS, out.device)
     arguments = declared.bind(coefficients, others, {"rescale": rescale}).arguments

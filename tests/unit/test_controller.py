@@ -184,7 +184,7 @@ def test_enqueued_points_are_told_apart_by_their_recipes_and_not_by_their_names(
     shown = [a.name for a in bench.study.anchors()]
     assert len(shown) == 2
     assert shown[0] == shown[1]
-    monkeypatch.setattr("mergesearch.study._point_name", lambda params: "x" * 999)
+    monkeypatch.setattr("mergesearch.search.points.SearchSpace.label", lambda space, params: "x" * 999)
     bench.drive(ScriptedPool())
     assert anchor_trials(bench) == [("x" * LABEL_CHARACTERS, "COMPLETE")] * 2
     with bench.store() as store:
