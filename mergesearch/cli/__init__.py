@@ -57,6 +57,7 @@ for module in (quickstart, validate, plan, run, studies, status, best, evaluate,
 def main() -> NoReturn:
     """Entry point of the `mergesearch` program."""
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _ask_again
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         code = cli.main(standalone_mode=False)
@@ -80,3 +81,12 @@ def main() -> NoReturn:
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     """A polite request to stop is treated like Ctrl-C: what is recorded stays and can be gone on with."""
     raise KeyboardInterrupt
+
+
+def _ask_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a destructor; an interrupt that came just then is sent once more."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(dropped)

@@ -293,3 +293,24 @@ def test_dashboard_needs_a_database_that_is_there(fresh: TinyStudy) -> None:
     answer = mergesearch("dashboard", fresh.file)
     assert answer.code == 4
     assert "there is no study database" in answer.err
+
+
+def test_an_interrupt_that_python_drops_is_sent_again() -> None:
+    """Such as one that arrives while a destructor runs."""
+    script = """
+import sys, time
+from mergesearch import cli
+
+class Destroyed:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+sys.unraisablehook = cli._ask_again
+try:
+    Destroyed()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert finished.stdout == "heard\n", finished.stderr
