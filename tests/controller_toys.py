@@ -58,10 +58,10 @@ class ScriptedPool(WorkerPool):
         self._rng = np.random.default_rng(seed)
 
     @property
-    def free(self) -> int:
-        return self.workers - self._away - len(self.tasks)
+    def idle(self) -> tuple[str, ...]:
+        return ("scripted",) * (self.workers - self._away - len(self.tasks))
 
-    def submit(self, task: Task) -> str:
+    def submit(self, task: Task, worker: str | None = None) -> str:
         assert self.free > 0
         assert task.recipe.fingerprint not in {t.recipe.fingerprint for t in self.tasks}
         self.tasks.append(task)

@@ -37,15 +37,34 @@ class CollectionScores:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Where a trial stood after one of its looks.
+
+    Attributes:
+        queries: how many had been scored, over all collections.
+        mean: their running mean, weighted over collections as a value is.
+        tokens: useful tokens encoded so far.
+    """
+
+    queries: int
+    mean: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """The outcome of one evaluated recipe.
 
     Attributes:
-        collections: scores per dev collection.
+        collections: scores per dev collection; of a trial that was stopped, of the queries it was scored on.
         seconds: wall seconds per phase: `merge`, `encode`, `search`, `score`.
         tokens: useful tokens encoded (padding not counted).
         worker: who evaluated it.
         notes: small facts worth keeping, such as a batch that had to be split.
+        layer_tokens: useful tokens times the transformer layers that were run for them.
+        looks: the looks that a raced trial was scored in; empty for one that was scored at once.
+        stopped: the trial was ended after a look because it could not win; its value is the running mean.
+        embeddings: key of its embeddings in the study's artifact store; empty where none were kept.
     """
 
     collections: tuple[CollectionScores, ...]
@@ -53,6 +72,10 @@ class TrialResult:
     tokens: int
     worker: str = "local"
     notes: tuple[str, ...] = field(default=())
+    layer_tokens: int = 0
+    looks: tuple[Look, ...] = ()
+    stopped: bool = False
+    embeddings: str = ""
 
     @property
     def value(self) -> float:

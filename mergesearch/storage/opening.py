@@ -36,6 +36,9 @@ UID_KEY = "mergesearch:uid"
 LOGICAL_ID_KEY = "mergesearch:logical_id"
 """System attribute of Optuna's trials that pairs them with our rows."""
 
+OUTCOMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "fail"}
+"""What our own table says of a trial that has ended."""
+
 
 def find_study(database: Database, storage: optuna.storages.RDBStorage, name: str) -> tuple[int, StudyRow] | None:
     """Optuna's id and our row of a study; None where there is no study of this name.
@@ -157,8 +160,8 @@ def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTria
     with Session(engine) as session, session.begin():
         row = session.get_one(TrialRow, row_id, with_for_update=True)
         if row.outcome is None:
-            row.outcome = "complete" if trial.state == TrialState.COMPLETE else "fail"
-            row.value = trial.value if trial.state == TrialState.COMPLETE else None
+            row.outcome = OUTCOMES[trial.state]
+            row.value = None if trial.state == TrialState.FAIL else trial.value
             row.reason = "ended by another program"
             row.finished_at = sa.func.now()
 

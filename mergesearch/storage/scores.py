@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import EvaluationError
-from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.evaluation.result import CollectionScores, Look, TrialResult
 from mergesearch.storage.tables import QuerySetRow, ScoreRow, TrialRow
 
 
@@ -96,6 +96,10 @@ class QuerySets:
             tokens=trial.tokens or 0,
             worker=trial.worker or "",
             notes=tuple(trial.notes or ()),
+            layer_tokens=trial.layer_tokens or 0,
+            looks=tuple(Look(int(queries), mean, int(tokens)) for queries, mean, tokens in trial.looks or ()),
+            stopped=trial.outcome == "pruned",
+            embeddings=trial.embeddings or "",
         )
 
 

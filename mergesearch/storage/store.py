@@ -181,6 +181,8 @@ class StudyStore(StudyReader):
     def finish(self, number: int, result: TrialResult, *, epoch: int | None = None) -> Told:
         """Ends a trial with its scores: scores, attributes, value and state in one transaction.
 
+        A trial that was stopped after a look is PRUNED, with its running mean as value.
+
         Args:
             number: the trial.
             result: what it brought back; `result.value` becomes the trial's value.
@@ -190,6 +192,7 @@ class StudyStore(StudyReader):
             EvaluationError: a score is NaN or infinite, or there are none; the trial keeps running.
         """
         value = scores.check(result)
+        state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
         worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
         attributes = _attributes(_costs(replace(result, worker=worker, notes=notes)))
 
@@ -197,13 +200,15 @@ class StudyStore(StudyReader):
             columns = [self._query_sets.columns(c) for c in result.collections]
 
             def end(session: Session, row: TrialRow) -> None:
-                row.outcome, row.value = "complete", value
+                row.outcome, row.value = opening.OUTCOMES[state], value
                 row.seconds = {phase: float(s) for phase, s in result.seconds.items()}
                 row.tokens, row.worker, row.notes = int(result.tokens), worker, list(notes)
+                row.layer_tokens, row.embeddings = int(result.layer_tokens), result.embeddings or None
+                row.looks = [[look.queries, look.mean, look.tokens] for look in result.looks] or None
                 session.add_all(ScoreRow(trial_id=row.id, position=i, **c) for i, c in enumerate(columns))
                 write_trial_attributes(session, row.optuna_trial_id, attributes)
 
-            told = self._end(number, TrialState.COMPLETE, value, end, epoch)
+            told = self._end(number, state, value, end, epoch)
             if told is Told.LATE:
                 self._keep_aside(number, epoch, worker, value, "result")
             return told
@@ -214,7 +219,7 @@ class StudyStore(StudyReader):
         attributes = {"failure": text[: ATTRIBUTE_CHARACTERS // 8]}
 
         def end(session: Session, row: TrialRow) -> None:
-            row.outcome, row.reason = "fail", text
+            row.outcome, row.reason = opening.OUTCOMES[TrialState.FAIL], text
             write_trial_attributes(session, row.optuna_trial_id, attributes)
 
         with self._driving():
@@ -289,8 +294,7 @@ class StudyStore(StudyReader):
     def _compare_with_end(self, known: TrialRow, state: TrialState, value: float | None) -> Told:
         opening.adopt_outcome(self._storage.engine, known.id, self._storage.get_trial(known.optuna_trial_id))
         row = self._trial(known.number)
-        outcome = "complete" if state == TrialState.COMPLETE else "fail"
-        return Told.ALREADY if (row.outcome, row.value) == (outcome, value) else Told.LATE
+        return Told.ALREADY if (row.outcome, row.value) == (opening.OUTCOMES[state], value) else Told.LATE
 
     def _keep_aside(self, number: int, epoch: int | None, worker: str | None, value: float | None, reason: str) -> None:
         row_id = self._trial(number).id
@@ -310,6 +314,8 @@ def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _costs(result: TrialResult) -> dict[str, Any]:
     attributes: dict[str, Any] = {f"seconds_{phase}": round(float(s), 6) for phase, s in result.seconds.items()}
     attributes["tokens"] = int(result.tokens)
+    if result.layer_tokens:
+        attributes["layer_tokens"] = int(result.layer_tokens)
     attributes["worker"] = result.worker
     attributes["n_queries"] = sum(len(c.query_ids) for c in result.collections)
     attributes["scores"] = {f"{c.metric} {c.collection}": c.mean for c in result.collections}

@@ -79,7 +79,7 @@ class HistoryRow(Base):
 class TrialRow(Base):
     """A logical trial: written with Optuna's trial in one transaction, ended with it in one transaction.
 
-    `outcome` is NULL while the trial runs, then `complete` or `fail`, and never changes again. `lease_epoch`
+    `outcome` is NULL while the trial runs, then `complete`, `pruned` or `fail`, and never changes again. `lease_epoch`
     counts the leases given; only the newest may end the trial.
     """
 
@@ -108,6 +108,9 @@ class TrialRow(Base):
     tokens: Mapped[int | None] = mapped_column(sa.BigInteger)
     worker: Mapped[str | None] = mapped_column(sa.Text)
     notes: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    layer_tokens: Mapped[int | None] = mapped_column(sa.BigInteger)
+    looks: Mapped[list[list[float]] | None] = mapped_column(sa.JSON(none_as_null=True))
+    embeddings: Mapped[str | None] = mapped_column(sa.String(64))
     created_at: Mapped[datetime] = _now()
     finished_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
 

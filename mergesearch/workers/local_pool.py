@@ -19,12 +19,13 @@ class LocalPool(WorkerPool):
         self._task: Task | None = None
 
     @property
-    def free(self) -> int:
-        """One while no task waits."""
-        return 0 if self._task else 1
+    def idle(self) -> tuple[str, ...]:
+        """The one worker while no task waits."""
+        return () if self._task else ("local",)
 
-    def submit(self, task: Task) -> str:
+    def submit(self, task: Task, worker: str | None = None) -> str:
         """Keep the task for the next `wait`."""
+        assert worker in (None, "local")
         assert self._task is None
         self._task = task
         return "local"

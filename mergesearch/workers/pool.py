@@ -44,25 +44,30 @@ class Outcome:
 class WorkerPool(ABC):
     """Workers that evaluate tasks. Their number may change while the pool is open: workers die and are rebuilt.
 
-    A caller may submit a task whenever `free` is positive, and calls `wait` when it has nothing to submit. Every
+    A caller may submit a task whenever a worker is `idle`, and calls `wait` when it has nothing to submit. Every
     submitted task comes back from `wait` exactly once, as a result or as a failure, unless the pool is closed
     first or `wait` raises. A pool is used from one thread; it never touches the study database.
     """
 
     @property
     @abstractmethod
+    def idle(self) -> tuple[str, ...]:
+        """Names of the workers that a task can be given to now."""
+
+    @property
     def free(self) -> int:
         """How many further tasks can be submitted now."""
+        return len(self.idle)
 
     @abstractmethod
-    def submit(self, task: Task) -> str:
-        """Give a task to a free worker; returns the worker's name."""
+    def submit(self, task: Task, worker: str | None = None) -> str:
+        """Give a task to an idle worker, the named one or any; returns the worker's name."""
 
     @abstractmethod
     def wait(self) -> list[Outcome]:
-        """Block until a submitted task has an outcome, or until a worker that was rebuilt is free.
+        """Block until a submitted task has an outcome, or until a worker that was rebuilt is idle.
 
-        Called while a task is out or `free` is 0. An empty list means that `free` has grown.
+        Called while a task is out or nobody is idle. An empty list means that somebody has become idle.
 
         Raises:
             WorkerError: the last worker is lost and cannot be replaced.

@@ -96,9 +96,10 @@ class RayPool(WorkerPool):
             raise
 
     @property
-    def free(self) -> int:
+    def idle(self) -> tuple[str, ...]:
         """Workers that have loaded the sources and have no task."""
-        return len(self._actors) - len(self._building) - len(self._running)
+        busy = {name for name, _ in self._running.values()} | set(self._building.values())
+        return tuple(name for name in self._actors if name not in busy)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -106,10 +107,9 @@ class RayPool(WorkerPool):
         building = set(self._building.values())
         return {name: pid for name, pid in self._pids.items() if name not in building}
 
-    def submit(self, task: Task) -> str:
+    def submit(self, task: Task, worker: str | None = None) -> str:
         """Send the task to an idle worker."""
-        busy = {name for name, _ in self._running.values()} | set(self._building.values())
-        name = next(n for n in self._actors if n not in busy)
+        name = worker or self.idle[0]
         self._running[self._actors[name].evaluate.remote(task, name)] = (name, task)
         return name
 
