@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,15 @@ def server_programs() -> Path | None:
     return next((c for c in candidates if (c / "initdb").exists() and (c / "postgres").exists()), None)
 
 
+def free_port() -> int:
+    """A free loopback port that stays free while the server is restarted: systems give higher ones to clients."""
+    for port in random.SystemRandom().sample(range(15_000, 30_000), 100):
+        with socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("none of 100 ports is free")
+
+
 class PostgresServer:
     """A running server; `stop` and `start` may be called again and again, the data stays."""
 
@@ -48,9 +58,7 @@ class PostgresServer:
             os.chown(self._folder, account.pw_uid, account.pw_gid)
             self._account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         try:
             self._create_data()
         except BaseException:
@@ -86,7 +94,7 @@ class PostgresServer:
             password=self.password,
             dbname=database,
             autocommit=True,
-            connect_timeout=5,
+            connect_timeout=60,
         ) as connection:
             cursor = connection.execute(statement)  # type: ignore[arg-type]
             return cursor.fetchall() if cursor.description else []
@@ -104,7 +112,7 @@ class PostgresServer:
                 stderr=log,
                 **self._account,  # type: ignore[call-overload]
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 self.execute("SELECT 1")
@@ -118,7 +126,7 @@ class PostgresServer:
         """Ends the server by its process id: SIGINT cuts connections, SIGQUIT is a crash."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=120)
             self._process = None
 
     def remove(self) -> None:
@@ -133,7 +141,7 @@ class PostgresServer:
             env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             **self._account,  # type: ignore[call-overload]
         )
         if done.returncode:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.storage import StudyRecord, StudyStore, Told
-from tests.storage_helpers import RECORD, begin, open_store, result
+from tests.storage_helpers import RECORD, begin, open_soon, open_store, result
 
 
 def scores(name: str) -> TrialResult:
@@ -98,7 +98,7 @@ def main(template: str, *, fresh: bool) -> None:
         url = template.replace("{k}", str(k)) if fresh else template
         record = replace(RECORD, name=f"study {k}")
         died = killed_child(url, record, k)
-        with open_store(url, record) as store:
+        with open_soon(url, record) as store:
             found, broken = inspect(store)
             steps(store)
             again, more = inspect(store)

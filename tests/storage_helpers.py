@@ -86,7 +86,7 @@ def check_crashes(*arguments: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
@@ -97,12 +97,12 @@ def check_crashes(*arguments: str) -> None:
     assert [o["killed"] for o in outcomes] == [True] * (len(outcomes) - 1) + [False]
 
 
-def open_soon(url: str) -> StudyStore:
+def open_soon(url: str, record: StudyRecord = RECORD) -> StudyStore:
     """A server needs a moment to notice that a client is gone."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while True:
         try:
-            return open_store(url)
+            return open_store(url, record)
         except StorageError:
             if time.monotonic() > deadline:
                 raise

@@ -214,10 +214,11 @@ class StudySuite:
 
     def test_a_second_coordinator_is_refused_until_the_first_is_killed(self, url: str) -> None:
         code = (
-            "import sys, time\nfrom tests.storage_helpers import open_store\n"
-            "store = open_store(sys.argv[1])\nprint('open', flush=True)\ntime.sleep(60)\n"
+            "import sys\nfrom tests.storage_helpers import open_store\n"
+            "store = open_store(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()\n"  # until it is killed
         )
-        holder = subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        holder = subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, **pipes, text=True)
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "open\n"
@@ -225,29 +226,25 @@ class StudySuite:
                 open_store(url)
             open_store(url, exclusive=False).close()
             holder.send_signal(signal.SIGKILL)
-            holder.wait(timeout=10)
+            holder.wait()
             store = open_soon(url)
             store.close()
         finally:
             holder.kill()
-            holder.wait(timeout=10)
-            holder.stdout.close()  # type: ignore[union-attr]
+            holder.communicate()
 
     def test_the_lock_is_not_kept_alive_by_forked_children(self, url: str) -> None:
         code = (
-            "import os, sys, time\nfrom tests.storage_helpers import open_store\n"
+            "import os, sys\nfrom tests.storage_helpers import open_store\n"
             "store = open_store(sys.argv[1])\nchild = os.fork()\n"
-            "if child == 0: time.sleep(60); os._exit(0)\n"
+            "if child == 0: sys.stdin.read(); os._exit(0)\n"  # outlives its parent, and ends with the test
             "print(child, flush=True)\nos.kill(os.getpid(), 9)\n"
         )
-        done = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, url], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert done.stdout is not None
-        child = int(done.stdout.readline())
-        done.wait(timeout=10)
-        try:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url], cwd=ROOT, **pipes, text=True)
+        with parent:
+            assert parent.stdout is not None
+            child = int(parent.stdout.readline())
+            parent.wait()
             open_soon(url).close()
-        finally:
-            os.kill(child, signal.SIGKILL)
-            done.stdout.close()
+            os.kill(child, 0)  # it is there still

@@ -86,7 +86,18 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 def _ask_again(dropped: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised in a destructor; an interrupt that came just then is sent once more."""
     if issubclass(dropped.exc_type, KeyboardInterrupt):
-        signal.signal(signal.SIGALRM, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt_elsewhere)
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:
         sys.__unraisablehook__(dropped)
+
+
+def _interrupt_elsewhere(number: int, frame: FrameType | None) -> None:
+    """An interrupt, except in `_ask_again` itself, which a slow machine may not have left yet: it would be dropped."""
+    outer = frame
+    while outer is not None:
+        if outer.f_code is _ask_again.__code__:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        outer = outer.f_back
+    _interrupt(number, frame)

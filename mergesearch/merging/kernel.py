@@ -148,7 +148,7 @@ class Site:
         sources: names of the sources, in the order of the kernel's `tensors`.
         base: name of the base, or None.
         seed: the recipe's seed.
-        read: what `parts` calls.
+        parts: gives the whole tensor, part by part; a part is valid until the next one is asked for.
         statistics: what `remember` fills.
         content: source name to the hash of what it holds.
     """
@@ -158,13 +158,9 @@ class Site:
     sources: tuple[str, ...]
     base: str | None
     seed: int
-    read: Callable[[], Iterator[Part]]
+    parts: Callable[[], Iterator[Part]]
     statistics: Statistics
     content: Mapping[str, str]
-
-    def parts(self) -> Iterator[Part]:
-        """The whole tensor, part by part; a part is valid until the next one is asked for."""
-        return self.read()
 
     @property
     def n_elements(self) -> int:

@@ -2,8 +2,7 @@
 
 Functions take whole tensors of one dtype, in the order in which the recipe lists the sources, the base, and the
 method's coefficients and options under the kernel's names; they return a new tensor of that dtype. Every step is
-rounded to it, so bfloat16 merges of task vectors differ from the exact ones in 7 to 28 % of their elements. All
-task vectors of a tensor are held at once, and a sort takes some 20 bytes for each of its elements.
+rounded to it, and all task vectors of a tensor are held at once.
 
 Results are equal to the bit to `mergekit.merge_methods.merge_state_dicts`, which the parity tests hold them to.
 mergekit's sort is not stable: which of several equally large elements is kept follows from torch's version.

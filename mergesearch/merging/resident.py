@@ -27,14 +27,12 @@ Content: TypeAlias = tuple[object, ...]
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements that a kernel sees at once: many enough to hide the cost of a call, few for a cache."""
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What sources may be stored in."""
-
-MAX_BUFFER_BYTES = 192 << 20
-"""The most that a workspace's buffers take together."""
-
 GPU_CHUNK_ELEMENTS = 1 << 22
 """The same on other devices, where a call costs about as much and the work on an element far less."""
+MAX_BUFFER_BYTES = 192 << 20
+"""The most that a workspace's buffers take together."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What sources may be stored in."""
 
 
 class ResidentMerger:
@@ -43,8 +41,8 @@ class ResidentMerger:
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
     target is float32, results are written straight into it. Sources that lie elsewhere than the target come to its
     device part by part, in the dtype they are stored in. Memory beyond sources and target is a few chunks (see
-    `merging/plan.py`). The exception is the option `arithmetic: mergekit`, which takes several copies of the largest
-    tensor for each source.
+    `merging/plan.py`), with two exceptions: of a tensor in `rows`, the merged rows are kept a second time in the
+    target's dtype, and the option `arithmetic: mergekit` takes several copies of the largest tensor for each source.
 
     Between calls nobody else may write to target or sources. Not safe for use from several threads at once.
 
@@ -258,7 +256,7 @@ class ResidentMerger:
         # The factor covers intermediate results, such as the difference of two large numbers, and rounding.
         if 4 * growth * self._largest < limit:
             return
-        bad = [name for name in names if not _finite(self._target[name])]
+        bad = [name for name in names if not _finite(self._flat(self._target[name]))]
         if bad:
             dtype = str(self._target[bad[0]].dtype).removeprefix("torch.")
             raise MergeError(
@@ -381,10 +379,9 @@ def _frozen(coefficients: Mapping[str, CoefficientValue]) -> tuple[object, ...]:
     )
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def _finite(pieces: Sequence[torch.Tensor]) -> bool:
     # NaN and inf survive any sum, and summing is many times faster than looking at each element. Large finite
     # elements may overflow in a sum, so an infinite one is looked into. A sum in another dtype makes a copy of
-    # what it sums, so it is given pieces.
-    pieces = torch.split(tensor.view(-1), CHUNK_ELEMENTS)
+    # what it sums: hence pieces.
     sums = torch.stack([piece.sum(dtype=torch.float32) for piece in pieces]).isfinite().tolist()
     return all(fine or bool(piece.isfinite().all()) for fine, piece in zip(sums, pieces, strict=True))

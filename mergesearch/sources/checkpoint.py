@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ __all__ = ["Checkpoint", "TensorInfo"]
 
 _PACKED = {"int8", "uint8", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2"}
 _HASH_CHUNK = 1 << 22
+_SETTLED_NS = 2_000_000_000
+"""Written longer ago than this, a file cannot change without its time changing too: file systems' clocks are coarse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +181,7 @@ def _quantised(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file in hexadecimal, remembered in the cache folder."""
+    """SHA-256 of a file in hexadecimal, remembered in the cache folder unless the file has only just been written."""
     state = file.stat()
     key = f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
     remembered = cache_dir() / "file-hashes" / hashlib.sha256(key.encode()).hexdigest()
@@ -193,6 +196,8 @@ def file_hash(file: Path) -> str:
         while chunk := stream.read(_HASH_CHUNK):
             digest.update(chunk)
     found = digest.hexdigest()
+    if time.time_ns() - state.st_mtime_ns < _SETTLED_NS:
+        return found
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=remembered.parent, delete=False, encoding="ascii") as draft:

@@ -142,8 +142,11 @@ class AdvisoryLock(CoordinatorLock):
             self._connection = self._take()
 
     def release(self) -> None:
-        """Closes the connection, and the lock with it."""
+        """Gives the lock back and closes the connection."""
         _held.discard(self._descriptor)
+        with contextlib.suppress(SQLAlchemyError):
+            # Not left to the server, which may notice the end of a connection after the next one has begun.
+            self._connection.execute(sa.select(sa.func.pg_advisory_unlock(self._key)))
         with contextlib.suppress(SQLAlchemyError):
             self._connection.close()
 

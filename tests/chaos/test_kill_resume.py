@@ -19,15 +19,13 @@ import pytest
 from tests.commands import Command, read_table, run_command
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
-SEARCH: dict[str, dict[str, Any]] = {
-    "grid": {"strategy": "grid"},
-    "tpe": {"strategy": {"name": "tpe", "n_startup_trials": 4}, "trials": 12},
-}
+STRATEGIES: dict[str, Any] = {"grid": "grid", "tpe": {"name": "tpe", "n_startup_trials": 4}}
 SPACES: dict[str, dict[str, Any]] = {
-    "grid": {"alpha": {"values": [0, 0.25, 0.5, 1]}},
+    "grid": {"alpha": {"values": [i / 99 for i in range(100)]}},  # more points than any machine gets to
     "tpe": {"alpha": {"low": 0, "high": 1}},
 }
-TRIALS = {"grid": 16, "tpe": 12}
+RETRIES = 1000
+"""So that no trial is given up for having been interrupted so often."""
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +34,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
 
 
 def prepare(tiny: TinyStudy, folder: Path, strategy: str) -> TinyStudy:
-    study = copy_study(tiny, folder)
-    study.change("search", to=SEARCH[strategy]).change("merge", "coefficients", to=SPACES[strategy])
-    return study
+    return copy_study(tiny, folder).change("merge", "coefficients", to=SPACES[strategy])
+
+
+def budget(study: TinyStudy, strategy: str, **budget: int) -> None:
+    study.change("search", to={"strategy": STRATEGIES[strategy], "retries": RETRIES, **budget})
 
 
 def undisturbed(study: TinyStudy, folder: Path) -> list[Any]:
@@ -48,23 +48,22 @@ def undisturbed(study: TinyStudy, folder: Path) -> list[Any]:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("strategy", list(SEARCH))
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_three_kills_leave_no_trace(tiny: TinyStudy, tmp_path: Path, strategy: str) -> None:
     study = prepare(tiny, tmp_path / "study", strategy)
+    budget(study, strategy, minutes=600)  # no machine is done before the kill
     rng = np.random.default_rng(len(strategy))
-    ends = []
-    for _ in range(3):
+    for trials in (0, 1, 3):
         command = Command(["run", study.file], tmp_path / "killed.log")
-        trials, seconds = int(rng.integers(0, 4)), float(rng.uniform(0, 0.2))
         command.wait_until(lambda c=command, n=trials: c.trials_shown >= n)  # type: ignore[misc]
-        time.sleep(seconds)
-        ends.append(command.signal(signal.SIGKILL))
-    assert ends[0] == -signal.SIGKILL
-    assert set(ends) <= {-signal.SIGKILL, 0}, (tmp_path / "killed.log").read_text()  # 0: a fast machine was done
+        time.sleep(rng.uniform(0, 0.2))
+        assert command.signal(signal.SIGKILL) == -signal.SIGKILL, command.output
+    begun = len(read_table(study.storage))
+    budget(study, strategy, trials=begun + 3)
     run_command(["run", study.file], tmp_path / "killed.log")
     table = read_table(study.storage)
     assert table == undisturbed(study, tmp_path)
-    assert len(table) == TRIALS[strategy]
+    assert len(table) >= begun + 3
     assert {state for _, state, *_ in table} == {"COMPLETE"}
 
 
@@ -72,10 +71,11 @@ def test_three_kills_leave_no_trace(tiny: TinyStudy, tmp_path: Path, strategy: s
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("strategy", list(SEARCH))
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_many_kills_of_the_installed_program(tiny: TinyStudy, tmp_path: Path, strategy: str, seed: int) -> None:
     """A program started by a shell is killed at any moment of its life until it has ended by itself."""
     study = prepare(tiny, tmp_path / "study", strategy)
+    budget(study, strategy, trials=16)
     command = [Path(sys.executable).with_name("mergesearch"), "run", study.file]
     rng = np.random.default_rng(seed)
     started = time.monotonic()
@@ -93,5 +93,4 @@ def test_many_kills_of_the_installed_program(tiny: TinyStudy, tmp_path: Path, st
             continue
         assert process.returncode == 0, errors.decode()
         break
-    assert kills
     assert read_table(study.storage) == undisturbed(study, tmp_path)

@@ -113,7 +113,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def in_another_process(pytestconfig: pytest.Config) -> dict[str, list[dict[str, float]]]:
     command = [sys.executable, "-c", _SCRIPT, str(pytestconfig.rootpath)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
     found: dict[str, list[dict[str, float]]] = json.loads(done.stdout)
     return found
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -107,10 +105,10 @@ def test_a_place_that_cannot_be_written_is_an_error(finished: tuple[Study, Study
 
 # What happens when the process dies
 
-KILLS = 5
+KILLS = 6
 
 CHILD = """
-import os, sys, time
+import itertools, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -121,18 +119,27 @@ from mergesearch.storage.store import StudyStore
 # One import serves many children; without threads of its own a process may be forked safely.
 url, file, out = sys.argv[1:]
 study = load_study(file)
-print("ready", flush=True)
+place = str(Path(out).parent)
+touched = itertools.count()
+
+def kill_before(k):
+    def hook(event, arguments):
+        there = any(isinstance(a, (str, Path)) and str(a).startswith(place) for a in arguments)
+        if (there or event in ("os.remove", "os.rmdir")) and next(touched) == k:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
 while line := sys.stdin.readline():
+    trial, k = map(int, line.split())
     child = os.fork()
     if child == 0:
+        kill_before(k)
         with StudyStore.open(url, study.name, None, exclusive=False) as store:
-            print("begun", flush=True)
-            export.export_merge(study, store, Path(out), trial=int(line), force=True)
-        print("exported", flush=True)
+            export.export_merge(study, store, Path(out), trial=trial, force=True)
+        print("exported", next(touched), flush=True)
         os._exit(0)
-    print(child, flush=True)
-    sys.stdin.readline()  # until then the number of a child that ended is not given to another process
-    print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        print("killed", 0, flush=True)
 """
 
 
@@ -140,7 +147,7 @@ while line := sys.stdin.readline():
 def test_a_killed_export_leaves_the_old_one_or_the_new_one(
     finished: tuple[Study, StudyStore], tiny: TinyStudy, tmp_path: Path
 ) -> None:
-    """Forced exports of two trials in turn, killed at moments spread over the whole time one takes."""
+    """Forced exports of two trials in turn, killed before they touch the disk for the k-th time, for several k."""
     study, store = finished
     out = tmp_path / "place" / "merged"
     export_merge(study, store, out, trial=0)
@@ -148,47 +155,24 @@ def test_a_killed_export_leaves_the_old_one_or_the_new_one(
     assert wanted[0] != wanted[1]
     arguments = [sys.executable, "-c", CHILD, tiny.storage, str(tiny.file), str(out)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
 
-        def told(expected: str) -> None:
-            assert parent.stdout is not None
-            line = parent.stdout.readline().strip()
-            assert line == expected, line
-
-        def begin(trial: int) -> int:
+        def exported(trial: int, k: int) -> tuple[str, int]:
             assert parent.stdin is not None
             assert parent.stdout is not None
-            parent.stdin.write(f"{trial}\n")
-            lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}  # in either order
-            (child,) = lines - {"begun"}
-            return int(child)
+            parent.stdin.write(f"{trial} {k}\n")
+            end, touched = parent.stdout.readline().split()
+            return end, int(touched)
 
-        def end() -> str:
-            assert parent.stdin is not None
-            assert parent.stdout is not None
-            parent.stdin.write("reap\n")
-            while (line := parent.stdout.readline().strip()) not in ("killed", "ended"):
-                assert line == "exported", line
-            return line
-
-        told("ready")
-        begin(1)
-        started = time.monotonic()
-        told("exported")
-        whole = time.monotonic() - started
-        ends = [end()]
+        end, touched = exported(1, -1)
+        assert end == "exported"
+        assert touched > 5 * KILLS
         for i in range(KILLS):
-            child = begin(i % 2)
-            time.sleep(whole * (i + 0.5) / KILLS)
-            os.kill(child, signal.SIGKILL)
-            ends.append(end())
-            number = json.loads((out / RECIPE_FILE).read_text())["trial"]
-            weights = {n: p.detach() for n, p in open_encoder(out).parameters.items()}
+            assert exported(i % 2, touched * (2 * i + 1) // (2 * KILLS)) == ("killed", 0)
+            # Between two renames the old one stands under another name, from where the next export takes it back.
+            (whole,) = [out] if out.exists() else out.parent.glob(".merged.replaced-*")
+            number = json.loads((whole / RECIPE_FILE).read_text())["trial"]
+            weights = {n: p.detach() for n, p in open_encoder(whole).parameters.items()}
             assert fingerprint_of(weights) == wanted[number]
-        assert ends[0] == "ended"
-        assert "killed" in ends
-        parent.stdin.close()
     export_merge(study, store, out, trial=0, force=True)
     assert [p.name for p in out.parent.iterdir()] == ["merged"]
 

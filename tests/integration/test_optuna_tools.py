@@ -35,7 +35,7 @@ def best() -> int:
 def test_best_trial_of_the_command_line(url: str) -> None:
     command = ["best-trial", "--storage", url, "--study-name", "study", "-f", "json"]
     done = subprocess.run(
-        [Path(sys.executable).with_name("optuna"), *command], capture_output=True, text=True, timeout=60
+        [Path(sys.executable).with_name("optuna"), *command], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     trial = json.loads(done.stdout)

@@ -6,40 +6,55 @@ import ipaddress
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import ray
+from optuna.trial import FrozenTrial
 
-from mergesearch.controller import Controller, Listener
+from mergesearch.controller import Controller
 from mergesearch.errors import WorkerError
-from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.resolving import load_study
 from mergesearch.session import open_store
-from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import Outcome, Task, WorkerPool
 from mergesearch.workers.ray_pool import RayPool
-from tests.commands import Command
+from tests.commands import PATIENCE_SECONDS, Command
+from tests.controller_toys import Diary
 from tests.tiny_models import make_variant
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
 
 
+PATIENT = {
+    "memory_monitor_refresh_ms": 0,  # a machine that others fill up must not cost workers that nobody killed
+    "timeout_ms_task_wait_for_death_info": 100_000,  # after that Ray says "unavailable" and not who died of what
+    "worker_register_timeout_seconds": 300,
+}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    """Two CPUs for the workers that tests share and one for a test that needs a worker of its own."""
     handler = signal.getsignal(signal.SIGTERM)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        object_store_memory=128 << 20,
+        log_to_driver=False,
+        _system_config=PATIENT,
+    )
     yield
     ray.shutdown()
     signal.signal(signal.SIGTERM, handler)
@@ -57,11 +72,25 @@ def study(tiny: TinyStudy) -> Study:
 
 
 @pytest.fixture(scope="module")
-def pool(cluster: None, study: Study) -> Iterator[RayPool]:
-    """Two workers that several tests share."""
-    with RayPool(study.evaluator_spec(), 2) as pool:
-        wait_for_workers(pool)
-        yield pool
+def shared(cluster: None) -> Iterator[list[RayPool]]:
+    """The pool that tests share; empty while there is none that is fit for it."""
+    pools: list[RayPool] = []
+    yield pools
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def pool(shared: list[RayPool], study: Study) -> Iterator[RayPool]:
+    """Two idle workers. A test that leaves them otherwise, because it failed or meant to, takes no other along."""
+    if not shared:
+        shared.append(RayPool(study.evaluator_spec(), 2))
+    (pool,) = shared
+    wait_for_workers(pool)
+    yield pool
+    if pool.free < 2:
+        shared.clear()
+        pool.close()
 
 
 def wait_for_workers(pool: RayPool, count: int = 2) -> None:
@@ -86,9 +115,17 @@ def evaluate(pool: WorkerPool, wanted: list[MergeRecipe]) -> dict[int, Outcome]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    # Ray's agents notice within a minute that whoever started them was killed.
-    _, alive = psutil.wait_procs(processes, timeout=120)
-    return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    """Waits until they have ended. Ray's agents notice within a minute that whoever started them was killed."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while any(map(alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, processes))
+
+
+def alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # and another process with its number is another one
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
@@ -106,47 +143,59 @@ def is_loopback(address: str) -> bool:
     return (mapped or parsed).is_loopback
 
 
-class Killer(Listener):
-    """A listener that kills the worker of every trial in `victims`, as soon as it has the trial.
+class DeadlyPool(WorkerPool):
+    """A pool whose worker is killed as soon as it is given one of the `victims` (trial number to times).
 
-    Workers are stopped until then, so that none is done before it is killed.
+    All workers are stopped before the trial is given away, so that no machine is so fast that the trial, or the
+    next one, is done before the kill.
     """
 
-    def __init__(self, store: StudyStore, pool: RayPool, victims: dict[int, int]) -> None:
-        self.store, self.pool, self.victims = store, pool, dict(victims)
-        self.killed: list[int] = []
-        self.reasons: list[tuple[int, bool]] = []
+    def __init__(self, pool: RayPool, victims: dict[int, int]) -> None:
+        self.pool, self.victims = pool, dict(victims)
+        self.killed: list[psutil.Process] = []
 
-    def recorded(self, finished: int) -> None:
-        for pid in self.pool.pids.values():
-            os.kill(pid, signal.SIGSTOP)
+    @property
+    def free(self) -> int:
+        return self.pool.free
 
-    def started(self, number: int, label: str) -> None:
-        (owner,) = [t.lease_owner for t in self.store.unfinished() if t.number == number]
-        pid = self.pool.pids[str(owner)]
-        if self.victims.get(number, 0) > 0:
-            self.victims[number] -= 1
-            self.killed.append(pid)
-            os.kill(pid, signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGCONT)
+    def submit(self, task: Task) -> str:
+        if not self.victims.get(task.number):
+            return self.pool.submit(task)
+        self.victims[task.number] -= 1
+        workers = {name: psutil.Process(pid) for name, pid in self.pool.pids.items()}
+        try:
+            for process in workers.values():
+                stop(process)
+            name = self.pool.submit(task)
+            self.killed.append(workers.pop(name))
+            self.killed[-1].kill()
+        finally:
+            for process in workers.values():
+                process.resume()
+        return name
 
-    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
-        pass
+    def wait(self) -> list[Outcome]:
+        return self.pool.wait()
 
-    def reused(self, number: int, label: str, value: float, original: int) -> None:
-        pass
-
-    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
-        self.reasons.append((number, retried))
+    def close(self) -> None:
+        """The pool goes on for others."""
 
 
-def drive(study: Study, url: str, pool: RayPool, victims: dict[int, int]) -> tuple[Killer, list[Any]]:
+def stop(process: psutil.Process) -> None:
+    process.suspend()
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+
+
+def drive(
+    study: Study, url: str, pool: RayPool, victims: dict[int, int]
+) -> tuple[list[psutil.Process], list[tuple[int, bool]], list[FrozenTrial]]:
+    """The workers that were killed; what the listener heard of failures, as (trial, retried); the trials."""
+    deadly, diary = DeadlyPool(pool, victims), Diary()
     with open_store(study, url) as store:
-        killer = Killer(store, pool, victims)
-        Controller(study, store, pool, killer).run()
+        Controller(study, store, deadly, diary).run()
         assert store.unfinished() == []
-        return killer, store.trials()
+        return deadly.killed, [(h[1], h[3]) for h in diary.heard if h[0] == "failed"], store.trials()
 
 
 def test_local_and_ray_workers_give_equal_scores_to_the_bit(study: Study, pool: RayPool) -> None:
@@ -181,12 +230,12 @@ def test_a_trial_whose_worker_is_killed_is_evaluated_by_a_rebuilt_one_and_ends_o
     study: Study, pool: RayPool, tmp_path: Path
 ) -> None:
     before = dict(pool.pids)
-    killer, trials = drive(study, f"sqlite:///{tmp_path}/study.db", pool, {1: 1})
-    assert killer.reasons == [(1, True)]
+    killed, failures, trials = drive(study, f"sqlite:///{tmp_path}/study.db", pool, {1: 1})
+    assert failures == [(1, True)]
     assert [t.state.name for t in trials] == ["COMPLETE"] * 4
     wait_for_workers(pool)
-    assert len(set(pool.pids.values()) & set(before.values())) == 1
-    assert not psutil.pid_exists(killer.killed[0])
+    assert [pid for name, pid in before.items() if pool.pids[name] != pid] == [p.pid for p in killed]
+    assert gone(killed)
     fresh = evaluate(pool, [study.recipe(t.params) for t in trials])
     assert [o.result.value for _, o in sorted(fresh.items()) if o.result] == [t.value for t in trials]
 
@@ -194,18 +243,17 @@ def test_a_trial_whose_worker_is_killed_is_evaluated_by_a_rebuilt_one_and_ends_o
 def test_a_trial_that_kills_more_workers_than_allowed_fails_with_the_evidence(
     study: Study, pool: RayPool, tmp_path: Path
 ) -> None:
-    killer, trials = drive(study, f"sqlite:///{tmp_path}/study.db", pool, {0: 9})
-    assert killer.reasons == [(0, True), (0, False)]
+    killed, failures, trials = drive(study, f"sqlite:///{tmp_path}/study.db", pool, {0: 9})
+    assert failures == [(0, True), (0, False)]
     assert [t.state.name for t in trials] == ["FAIL", *["COMPLETE"] * 4]
     reason = trials[0].user_attrs["failure"]
     assert "2 workers died" in reason
-    assert re.findall(r"pid: (\d+)", reason) == [str(pid) for pid in killer.killed]
+    assert re.findall(r"pid: (\d+)", reason) == [str(p.pid) for p in killed]
     assert reason.count("Worker unexpectedly exits") == 2
     wait_for_workers(pool)
 
 
 def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: Study, pool: RayPool) -> None:
-    """Closes the shared pool, so it comes after the tests that use it."""
     processes = [psutil.Process(pid) for pid in pool.pids.values()]
     for number, recipe in enumerate(recipes(study)[:2]):
         pool.submit(Task(number, recipe))
@@ -225,13 +273,13 @@ def test_sources_that_cannot_be_loaded_end_the_pool_with_the_reason(
 
 
 def test_more_workers_than_cpus_are_refused(cluster: None, study: Study) -> None:
-    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 2.*workers\.count"):
+    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 3.*workers\.count"):
         RayPool(replace(study.evaluator_spec(), threads=4), 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: Path, number: signal.Signals) -> None:
-    own = copy_study(tiny, tmp_path / "study").change("search", to={"strategy": "random", "minutes": 5})
+    own = copy_study(tiny, tmp_path / "study").change("search", to={"strategy": "random", "minutes": 600})
     own.change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
     command = Command(["run", own.file, "--workers", "ray", "--count", "2"], tmp_path / "log")
     command.wait_until(lambda: command.trials_shown >= 2)

@@ -11,7 +11,7 @@ import pytest
 
 from mergesearch.errors import StorageError
 from mergesearch.storage import Told
-from tests.storage_helpers import RECORD, ROOT, begin, everything_stored, open_store, result
+from tests.storage_helpers import RECORD, ROOT, begin, everything_stored, open_soon, open_store, result
 from tests.storage_study_suite import StudySuite
 from tests.storage_trial_suite import TrialSuite
 
@@ -52,7 +52,7 @@ def test_coordinators_that_start_together_on_an_empty_database(url: str) -> None
         starter.stdin.write("\n")
         starter.stdin.flush()
     for starter in starters:
-        _, errors = starter.communicate(timeout=60)
+        _, errors = starter.communicate(timeout=500)
         assert starter.returncode == 0, errors
 
 
@@ -81,7 +81,7 @@ def test_a_coordinator_whose_lock_was_lost_and_taken_stops(url: str, postgres_se
     postgres_server.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
     )
-    with open_store(url), pytest.raises(StorageError, match="is driven by process"):
+    with open_soon(url), pytest.raises(StorageError, match="is driven by process"):
         begin(store, 0.1, "a")
     assert begin(store, 0.1, "a") == 0  # nobody has it any more
     store.close()

@@ -136,7 +136,7 @@ def test_reports_tokens_seconds_and_progress(encoder: Encoder, collection: Colle
     assert result.tokens == evaluator.n_tokens == sum(lengths)
     assert evaluator.n_padded_tokens <= sum(lengths) / 0.95
     assert set(result.seconds) == {"encode", "search", "score"}
-    assert all(seconds > 0 for seconds in result.seconds.values())
+    assert all(seconds >= 0 for seconds in result.seconds.values())
     assert result.notes == ()
 
 

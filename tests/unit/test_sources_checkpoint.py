@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,9 +138,19 @@ def test_content_hash_names_content(single: Path, sharded: Path, tmp_path: Path)
     assert hash_of(single) not in {first, second}
 
 
+def hash_at(folder: Path, moment: float) -> str:
+    """The content hash, as if the files had been written then."""
+    for file in folder.iterdir():
+        if file.is_file():
+            os.utime(file, (moment, moment))
+    return Checkpoint.open("any", folder).content_hash
+
+
 def test_content_hash_is_remembered_and_can_be_made_again(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGESEARCH_CACHE", str(single / "cache"))
-    first = Checkpoint.open("any", single).content_hash
+    first = hash_at(single, time.time() + 3600)
+    assert not (cache_dir() / "file-hashes").exists()  # one second may see two contents
+    assert hash_at(single, time.time() - 60) == first
     kept = list((cache_dir() / "file-hashes").iterdir())
     assert len(kept) == 2
     for file in kept:
