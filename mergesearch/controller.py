@@ -28,7 +28,8 @@ from mergesearch.search.registry import Strategy
 from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.store import StudyStore, Told
 from mergesearch.study import Anchor, Study
-from mergesearch.surrogate.screening import Screening, ScreeningReport
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
 from mergesearch.workers.pool import EvaluatedMerge, Outcome, ScreeningResult, ScreeningTask, Task, WorkerPool
 
 P = ParamSpec("P")
@@ -226,7 +227,7 @@ class Controller:
     def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
         """Why the strategy need not be asked; empty when it is to be."""
         if self._strategy.exhausted(history):
-            return "the search space is exhausted"
+            return self._strategy.exhausted_because
         # A strategy that knows its number of points comes to its end by itself, and is to reach it.
         if self._fruitless >= MAX_FRUITLESS_IN_A_ROW and self._strategy.planned() is None:
             return f"the last {self._fruitless} proposals were known before or can get no score"

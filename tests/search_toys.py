@@ -18,7 +18,8 @@ from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import build_space
 from mergesearch.search.strategy import PROPOSAL_ATTR
 from mergesearch.surrogate.bank import CollectionBank, EmbeddingBank
-from mergesearch.surrogate.screening import Screening, ScreeningReport, screen
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening, screen
 
 
 def make_space(*dimensions: Dimension) -> SearchSpace:

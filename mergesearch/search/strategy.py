@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from mergesearch.search.points import Params, SearchSpace
-    from mergesearch.surrogate.screening import Screening, ScreeningReport
+    from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
 
 PROPOSAL_ATTR = "proposal"
 """The trial user attribute that holds `Proposal.attrs`."""
@@ -78,6 +79,8 @@ class Strategy(ABC):
     """URL of what it follows."""
     finite: ClassVar[bool] = False
     """Whether it comes to an end by itself in every space that it accepts, so that a study needs no budget."""
+    exhausted_because: ClassVar[str] = "the search space is exhausted"
+    """What people are told when there will be no further proposal."""
     needs_embeddings: ClassVar[bool] = False
     """Whether it predicts from the embeddings of evaluated merges, which workers then keep. It is given a
     `screener` before it is asked for a proposal."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
-from mergesearch.surrogate.screening import Screening, ScreeningReport
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
 
 
 @dataclass(frozen=True)

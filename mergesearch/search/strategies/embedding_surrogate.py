@@ -25,7 +25,8 @@ from mergesearch.search.points import Params, Point, SearchSpace
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import SOURCE_ATTR, Proposal, Strategy, StrategyOptions, proposal_attrs
 from mergesearch.surrogate.objective import Objective
-from mergesearch.surrogate.screening import Pick, Screening, ScreeningReport
+from mergesearch.surrogate.report import Pick, ScreeningReport
+from mergesearch.surrogate.screening import Screening
 
 MOST_EVALUATED = 64
 """Merges that a prediction is made from."""
@@ -68,6 +69,7 @@ class EmbeddingSurrogate(Strategy):
     name = "embedding_surrogate"
     title = "search on interpolated embeddings"
     paper = "https://doi.org/10.1002/9781119115151"
+    exhausted_because = "no further merge promises a gain beyond the prediction's own error"
     needs_embeddings = True
     Options = EmbeddingSurrogateOptions
     options: EmbeddingSurrogateOptions
