@@ -14,19 +14,23 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
 
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.errors import EvaluationError, WorkerError
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.search.registry import Strategy
+from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.store import StudyStore, Told
 from mergesearch.study import Anchor, Study
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
+from mergesearch.workers.pool import EvaluatedMerge, Outcome, ScreeningResult, ScreeningTask, Task, WorkerPool
 
 P = ParamSpec("P")
 logger = logging.getLogger(__name__)
@@ -63,6 +67,9 @@ class Listener:
     def recorded(self, finished: int) -> None:
         """So many trials had ended before this call of `run_study`."""
 
+    def screened(self, report: ScreeningReport) -> None:
+        """Merges were predicted from the embeddings of evaluated ones."""
+
     def started(self, number: int, label: str) -> None:
         """A trial was given to a worker."""
 
@@ -85,6 +92,8 @@ class Summary:
     reused: int = 0
     failed: int = 0
     adopted: int = 0
+    extra_tokens: int = 0
+    """Encoded beside trials, for embeddings that were missing."""
     seconds: float = 0.0
 
     def describe(self) -> str:
@@ -120,6 +129,8 @@ class Controller:
         self._study = study
         self._search = study.parsed.content.search
         self._strategy: Strategy = study.strategy()
+        self._strategy.screener = self._screen
+        self._screenings = 0
         self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
         self._distributions = study.space.distributions()
         self._flight: dict[int, _Trial] = {}
@@ -145,8 +156,7 @@ class Controller:
                     continue
                 if free and not self._flight:
                     break  # with no worker free, more may be left to do: one is being rebuilt
-                for outcome in self._pool.wait():
-                    self._settle(outcome)
+                self._settle_all(self._pool.wait())
         finally:
             self._summary.seconds = time.monotonic() - started
         return self._summary
@@ -201,7 +211,7 @@ class Controller:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
         label = self._study.space.label(proposal.params)
-        attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs}
+        attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs, **proposal.shown}
         return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs)
 
     def _used_up(self, history: Sequence[FrozenTrial], started: float) -> str:
@@ -217,7 +227,7 @@ class Controller:
     def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
         """Why the strategy need not be asked; empty when it is to be."""
         if self._strategy.exhausted(history):
-            return "the search space is exhausted"
+            return self._strategy.exhausted_because
         # A strategy that knows its number of points comes to its end by itself, and is to reach it.
         if self._fruitless >= MAX_FRUITLESS_IN_A_ROW and self._strategy.planned() is None:
             return f"the last {self._fruitless} proposals were known before or can get no score"
@@ -227,6 +237,8 @@ class Controller:
         recipe = self._study.recipe_of(anchor.coefficients)
         name = anchor.name[:LABEL_CHARACTERS]
         attrs = {"label": name, "anchor": name, ANCHOR_ATTR: _identity(recipe)}
+        if anchor.source:
+            attrs[SOURCE_ATTR] = anchor.source
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs)
 
     def _begin(self, logical_id: str, params: Mapping[str, float], recipe: MergeRecipe, attrs: dict[str, Any]) -> bool:
@@ -268,13 +280,55 @@ class Controller:
         trial.epoch = self._store.lease(trial.number, worker)
         self._tell(self._listener.started, trial.number, trial.label)
 
+    def _screen(self, screening: Screening) -> ScreeningReport:
+        """Have a worker predict merges; trials that end meanwhile are recorded as ever.
+
+        Raises:
+            WorkerError: it cannot be worked out.
+        """
+        merges = {}
+        for key in screening.keys:
+            result = self._store.result(int(key))
+            assert result is not None
+            scores = np.concatenate([c.scores for c in result.collections])
+            merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
+        reasons: list[str] = []
+        while len(reasons) <= self._search.retries:
+            self._screenings += 1
+            task = ScreeningTask(-self._screenings, screening, merges)
+            while not self._pool.idle:
+                self._settle_all(self._pool.wait())
+            self._pool.submit(task)
+            found: Outcome | None = None
+            while found is None:
+                outcomes = self._pool.wait()
+                found = next((o for o in outcomes if o.task.number == task.number), None)
+                self._settle_all(o for o in outcomes if o.task.number != task.number)
+            if isinstance(found.result, ScreeningResult):
+                for key, name in found.result.restored.items():
+                    self._store.keep_embeddings(int(key), name)
+                self._summary.extra_tokens += found.result.tokens
+                self._tell(self._listener.screened, found.result.report)
+                return found.result.report
+            reasons.append(found.failure or "no reason given")
+            if not found.worker_died:
+                break
+        raise WorkerError(
+            f"predictions from embeddings failed: {'; '.join(dict.fromkeys(reasons))}\n"
+            "Mend the cause and run the same command again; what is recorded stays."
+        )
+
+    def _settle_all(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._settle(outcome)
+
     def _settle(self, outcome: Outcome) -> None:
-        """Record what became of a task."""
+        """Record what became of a trial's task."""
         trial = self._flight.pop(outcome.task.number)
         if outcome.worker_died:
             self._after_death(trial, outcome.failure or "no reason given")
             return
-        if outcome.result is None:
+        if not isinstance(outcome.result, TrialResult):
             self._fail(trial, outcome.failure or "no reason given", recipe_at_fault=outcome.recipe_at_fault)
             return
         try:

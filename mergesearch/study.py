@@ -23,6 +23,7 @@ from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
 from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import align
+from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group
 from mergesearch.sources.layout import EMBEDDINGS, Layout
@@ -53,6 +54,8 @@ class Anchor:
     coefficients: Coefficients
     params: Mapping[str, float] | None
     """The point of the search space that gives it; None when it lies outside."""
+    source: str = ""
+    """The source that it is alone, in every merged group; empty for any other merge."""
 
 
 @dataclass(frozen=True)
@@ -197,17 +200,17 @@ class Study:
 
     def anchors(self) -> list[Anchor]:
         """What `search.enqueue` asks for, in its order; equal ones once."""
-        found: list[tuple[str, Coefficients]] = []
+        found: list[tuple[str, Coefficients, str]] = []
         for entry in self.parsed.content.search.enqueue:
             if entry == "sources":
-                found += [(self._name_alone(source), c) for source, c in self.sources_alone().items()]
+                found += [(self._name_alone(source), c, source) for source, c in self.sources_alone().items()]
             elif entry == "uniform":
                 even = self.uniform_average()
-                found += [("uniform average", even)] if even is not None else []
+                found += [("uniform average", even, "")] if even is not None else []
             else:
                 coefficients = self.space.coefficients(entry)  # refuses what is no point
-                found.append((self.space.label(dict(sorted(entry.items()))), coefficients))
-        anchors = [Anchor(name, c, self.space.locate(c)) for name, c in found]
+                found.append((self.space.label(dict(sorted(entry.items()))), coefficients, ""))
+        anchors = [Anchor(name, c, self.space.locate(c), source) for name, c, source in found]
         once: dict[str, Anchor] = {}
         for anchor in anchors:
             once.setdefault(self.recipe_of(anchor.coefficients).fingerprint, anchor)
@@ -251,12 +254,24 @@ class Study:
             threads=threads or workers.threads or default_threads(workers.count),
             residency=workers.residency,
             workers=workers.count,
+            artifacts=self.artifacts,
         )
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where embeddings of trials are kept; None for strategies that need none."""
+        content = self.parsed.content
+        if not STRATEGIES[content.search.strategy.name].needs_embeddings:
+            return None
+        location = content.artifacts
+        if location is None:
+            return str(cache_dir() / "embeddings")
+        return location if "://" in location else str(self.parsed.folder / Path(location).expanduser())
 
     def unmerged_spec(self) -> EvaluatorSpec:
         """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone."""
         places = {name: self.own_places(name) for name in self.folders}
-        return replace(self.evaluator_spec(), merged_places=places)
+        return replace(self.evaluator_spec(), merged_places=places, artifacts=None)
 
     @property
     def planned_trials(self) -> int | None:
@@ -289,7 +304,9 @@ class Study:
         """The strategy that the study file names, with its options."""
         entry = self.parsed.content.search.strategy
         chosen = STRATEGIES[entry.name]
-        return chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+        strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+        strategy.metric = self.parsed.content.evaluation.metric
+        return strategy
 
     def score_relevant(self) -> dict[str, Any]:
         """Everything that could change a score: what a resumed study must agree with."""

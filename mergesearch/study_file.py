@@ -262,6 +262,10 @@ class StudyFile(_Closed):
     seed: int = Field(0, ge=0, lt=1 << 63)
     storage: str | None = None
     """A SQLAlchemy URL; by default `sqlite:///STUDY.db` in the current folder."""
+    artifacts: str | None = None
+    """Where embeddings of trials are kept for strategies that predict from them: a folder, `s3://BUCKET` or
+    `gs://BUCKET` that all workers reach. By default a folder of the cache on each machine; what is missing there is
+    encoded again."""
     sources: dict[str, Annotated[SourceEntry, BeforeValidator(_source_shorthand)]] = Field(min_length=1)
     merge: MergeEntry
     search: SearchEntry

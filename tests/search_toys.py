@@ -6,14 +6,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mergesearch.evaluation.judgements import Judgements
 from mergesearch.merging.registry import METHODS
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.points import Binding, Params, SearchSpace
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import build_space
 from mergesearch.search.strategy import PROPOSAL_ATTR
+from mergesearch.surrogate.bank import CollectionBank, EmbeddingBank
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening, screen
 
 
 def make_space(*dimensions: Dimension) -> SearchSpace:
@@ -80,9 +86,29 @@ def make_strategy(name: str, space: SearchSpace, seed: int = 0, **options: Any) 
         "gp": {"n_startup_trials": 3},
         "grid": {"points": 4},
         "evolution": {"population_size": 4},
+        "embedding_surrogate": {"candidates": 64, "patience": 100},
     }
     chosen = STRATEGIES[name]
-    return chosen(space, chosen.Options(**{**short.get(name, {}), **options}), seed)
+    strategy = chosen(space, chosen.Options(**{**short.get(name, {}), **options}), seed)
+    if chosen.needs_embeddings:
+        strategy.screener = toy_screener
+    return strategy
+
+
+def toy_screener(screening: Screening) -> ScreeningReport:
+    """Predictions from made-up embeddings: smooth functions of the coefficients, the same in every process."""
+    random = np.random.default_rng(0)
+    n_queries, n_documents, width = 6, 20, 8
+    points = np.asarray(screening.points)
+    slopes = random.normal(size=(64, n_queries + n_documents, width))[: points.shape[1]]
+    texts = random.normal(size=(n_queries + n_documents, width)) + np.tensordot(points, slopes, axes=1)
+    texts = torch.nn.functional.normalize(torch.from_numpy(texts), dim=-1)
+    ids = [f"d{i}" for i in range(n_documents)]
+    qrels = {f"q{i}": {f"d{i}": 1, f"d{i + 7}": 2} for i in range(n_queries)}
+    judgements = Judgements.prepare(list(qrels), ids, qrels)
+    bank = CollectionBank(texts[:, :n_queries], texts[:, n_queries:], judgements)
+    measured = EmbeddingBank(screening.keys, [bank]).per_query_scores(np.eye(len(points)), screening.metric)
+    return screen(screening, EmbeddingBank(screening.keys, [bank]), measured)
 
 
 def make_trial(

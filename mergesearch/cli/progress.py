@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mergesearch.controller import Listener
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.surrogate.report import ScreeningReport
 
 
 class StudyProgress(Listener):
@@ -58,6 +59,16 @@ class StudyProgress(Listener):
     def recorded(self, finished: int) -> None:
         """How many trials an earlier process had finished."""
         self._bars.update(self._trials, completed=finished)
+
+    def screened(self, report: ScreeningReport) -> None:
+        """One line with what is promised."""
+        if report.picks:
+            pick = report.picks[0]
+            self._line(
+                f"predicted  {pick.mean:.4f} ± {pick.sd:.4f}, the best of {report.n_screened:,} merges "
+                f"(luck of the best: {report.optimism:.4f})",
+                step=False,
+            )
 
     def started(self, number: int, label: str) -> None:  # noqa: ARG002 - the listener's signature
         """Reset the bar over batches."""

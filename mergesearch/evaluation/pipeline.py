@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mergesearch.evaluation.collection import Collection
     from mergesearch.evaluation.encoder import Encoder
+    from mergesearch.evaluation.kept import Keeper
 
 CHUNK_DOCUMENTS = 16_384
 """Embeddings held at a time: 25 MB at 384 dimensions, 268 MB at 4,096."""
@@ -140,12 +141,15 @@ class RetrievalEvaluator:
         """Batches per trial."""
         return sum(len(plan.batches) for plan in self._plans())
 
-    def evaluate(self, progress: Progress | None = None, *, keep_runs: bool = False) -> TrialResult:
+    def evaluate(
+        self, progress: Progress | None = None, *, keep_runs: bool = False, keeper: Keeper | None = None
+    ) -> TrialResult:
         """Encode, search and score every collection under the current weights.
 
         Args:
             progress: called after every batch.
             keep_runs: keep the best `depth` documents per query in the result.
+            keeper: given the embeddings as they come.
 
         Returns:
             Scores, and seconds of `encode`, `search` and `score`; `merge` and `worker` are the caller's.
@@ -163,16 +167,23 @@ class RetrievalEvaluator:
             if progress is not None:
                 progress(done, self.n_batches)
 
-        scores = tuple(self._score(prepared, clock, on_batch, keep_runs) for prepared in self.collections)
+        scores = tuple(self._score(i, clock, on_batch, keep_runs, keeper) for i in range(len(self.collections)))
         notes = tuple(
             note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
         )
         return TrialResult(scores, dict(clock.seconds), self.n_tokens, notes=notes)
 
+    def embed(self, i: int, rows: NDArray[np.int64]) -> Tensor:
+        """Embeddings of some documents of collection `i`, by corpus position, as they are compared, fp32 [N, E]."""
+        prepared = self.collections[i]
+        plan = prepared.documents.subset(np.searchsorted(prepared.document_rows, rows), self._batch_tokens)
+        return self._comparable(self.encoder.encode(plan))
+
     def _score(
-        self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool
+        self, i: int, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool, keeper: Keeper | None
     ) -> CollectionScores:
-        ranking = self._rank(prepared, clock, on_batch)
+        prepared = self.collections[i]
+        ranking = self._rank(i, clock, on_batch, keeper)
         judgements, collection = prepared.judgements, prepared.source.collection
         with clock.phase("score"):
             scores = self.metric.score(judgements.gains(ranking.rows), judgements)
@@ -181,9 +192,12 @@ class RetrievalEvaluator:
             collection.name, self.metric.name, judgements.query_ids, scores, prepared.source.weight, run
         )
 
-    def _rank(self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None]) -> Ranking:
+    def _rank(self, i: int, clock: _Clock, on_batch: Callable[[], None], keeper: Keeper | None) -> Ranking:
+        prepared = self.collections[i]
         with clock.phase("encode"):
             queries = self._comparable(self.encoder.encode(prepared.queries, on_batch))
+        if keeper is not None:
+            keeper.add_queries(i, queries)
         with clock.phase("search"):
             search = TopK(
                 queries,
@@ -199,8 +213,12 @@ class RetrievalEvaluator:
                 chunk = next(chunks, None)
             if chunk is None:
                 break
+            rows = prepared.document_rows[chunk[0]]
             with clock.phase("search"):
-                search.add(prepared.document_rows[chunk[0]], self._comparable(chunk[1]))
+                documents = self._comparable(chunk[1])
+                search.add(rows, documents)
+            if keeper is not None:
+                keeper.add_documents(i, rows, documents, search)
         with clock.phase("search"):
             return search.result()
 

@@ -110,6 +110,14 @@ class TokenPlan:
         ids[mask] = np.concatenate([self.ids[a:b] for a, b in zip(starts, ends, strict=True)])
         return ids, mask.astype(np.int64)
 
+    def subset(self, texts: NDArray[np.int64], batch_tokens: int = BATCH_TOKENS) -> TokenPlan:
+        """A plan of its own for some of the texts, in the order given."""
+        lengths = self.lengths[texts]
+        pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in texts]
+        ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return TokenPlan(ids, offsets, plan_batches(lengths, batch_tokens), self.prompt_length, self.modality)
+
     def chunks(self, most_texts: int) -> Iterator[range]:
         """Consecutive batch numbers that together hold at most `most_texts` texts, and at least one batch."""
         start = held = 0

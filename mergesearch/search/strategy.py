@@ -5,17 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna.trial import FrozenTrial
 
     from mergesearch.search.points import Params, SearchSpace
+    from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
 
 PROPOSAL_ATTR = "proposal"
 """The trial user attribute that holds `Proposal.attrs`."""
+
+SOURCE_ATTR = "source_alone"
+"""The trial user attribute of a source that was evaluated alone: the source's name."""
+
+Screener: TypeAlias = "Callable[[Screening], ScreeningReport]"
 
 
 class StrategyOptions(BaseModel):
@@ -32,6 +41,7 @@ class Proposal:
         params: dimension name to value; always a point of the strategy's space.
         attrs: stored with the trial under `PROPOSAL_ATTR` (plain JSON, small). A strategy finds its own
             trials by it again.
+        shown: further attributes of the trial, for people: each under its own name.
         slot: the proposal's name within the study. Two coordinators that ask with the same history are given
             the same slot, and only one of them may create its trial.
     """
@@ -39,6 +49,7 @@ class Proposal:
     params: Params
     attrs: dict[str, Any] = field(default_factory=dict)
     slot: str = ""
+    shown: dict[str, float] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -68,6 +79,15 @@ class Strategy(ABC):
     """URL of what it follows."""
     finite: ClassVar[bool] = False
     """Whether it comes to an end by itself in every space that it accepts, so that a study needs no budget."""
+    exhausted_because: ClassVar[str] = "the search space is exhausted"
+    """What people are told when there will be no further proposal."""
+    needs_embeddings: ClassVar[bool] = False
+    """Whether it predicts from the embeddings of evaluated merges, which workers then keep. It is given a
+    `screener` before it is asked for a proposal."""
+    screener: Screener | None = None
+    """Works out on a worker what the strategy predicts from; it blocks, and has one answer for equal questions."""
+    metric: str = "ndcg@10"
+    """What trials are scored by, for strategies that predict it."""
     Options: ClassVar[type[StrategyOptions]]
     """Its options, typed, documented, with a vetted default each."""
 

@@ -228,6 +228,13 @@ class StudyStore(StudyReader):
                 self._keep_aside(number, epoch, None, None, f"failure: {text}")
             return told
 
+    def keep_embeddings(self, number: int, name: str) -> None:
+        """Notes under which name the embeddings of a trial are kept now."""
+        with self._driving():
+            row_id = self._trial(number).id
+            with Session(self._storage.engine) as session, session.begin():
+                session.get_one(TrialRow, row_id, with_for_update=True).embeddings = name or None
+
     def record_loss(self, source: str, content_hash: str, examples: str, loss: float) -> None:
         """Keeps the loss of a source on a set of examples; the first one recorded stands."""
         row = LossRow(study_id=self._row.id, source=source, content_hash=content_hash, examples=examples, loss=loss)

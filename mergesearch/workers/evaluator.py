@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from mergesearch.artifacts import Artifacts
 from mergesearch.errors import CollectionError, EvaluationError, MergeError, MergesearchError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.kept import Keeper
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
@@ -27,8 +29,9 @@ from mergesearch.sources.alignment import align, share_tokens
 from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.layout import read_layout
 from mergesearch.sources.weights import read_tensors
-from mergesearch.workers.pool import Outcome, Task
+from mergesearch.workers.pool import Outcome, ScreeningResult, ScreeningTask, Task
 from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
+from mergesearch.workers.screening import Screener
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,7 @@ class EvaluatorSpec:
         adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
         residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
         workers: how many may run on one machine.
+        artifacts: where embeddings of trials are kept; None keeps none.
     """
 
     folders: Mapping[str, Path]
@@ -129,6 +133,7 @@ class EvaluatorSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     residency: Residency = "auto"
     workers: int = 1
+    artifacts: str | None = None
 
 
 class TrialEvaluator:
@@ -146,6 +151,9 @@ class TrialEvaluator:
         self.spec = spec
         self.encoder, self.merger = open_merger(spec)
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+        self._screener: Screener | None = None
+        if spec.artifacts is not None:
+            self._screener = Screener(self.merger, self.retrieval, Artifacts(spec.artifacts))
 
     def evaluate(
         self,
@@ -164,13 +172,31 @@ class TrialEvaluator:
         started = time.perf_counter()
         self.merger.apply(recipe)
         merged = time.perf_counter() - started
-        result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
-        return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker)
+        keeper = Keeper(self.retrieval.collections) if self._screener is not None else None
+        result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
+        name = ""
+        if self._screener is not None and keeper is not None:
+            name = self._screener.save(recipe, keeper.result())
+        return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker, embeddings=name)
+
+    def screen(self, task: ScreeningTask) -> ScreeningResult:
+        """Predict merges from the embeddings of evaluated ones.
+
+        Raises:
+            EvaluationError: the evaluator keeps no embeddings.
+        """
+        if self._screener is None:
+            raise EvaluationError("a worker that keeps no embeddings was asked to predict from them.")
+        return self._screener.answer(task)
 
 
-def attempt(evaluator: TrialEvaluator, task: Task, worker: str, progress: BatchProgress | None = None) -> Outcome:
-    """Evaluate a task; whatever goes wrong becomes its reason, so that the next task is not lost with it."""
+def attempt(
+    evaluator: TrialEvaluator, task: Task | ScreeningTask, worker: str, progress: BatchProgress | None = None
+) -> Outcome:
+    """Work on a task; whatever goes wrong becomes its reason, so that the next task is not lost with it."""
     try:
+        if isinstance(task, ScreeningTask):
+            return Outcome(task, worker, evaluator.screen(task))
         return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker))
     except MergeError as error:
         return Outcome(task, worker, failure=str(error), recipe_at_fault=True)

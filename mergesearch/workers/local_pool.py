@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, TrialEvaluator, attempt
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -16,14 +16,14 @@ class LocalPool(WorkerPool):
     def __init__(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
         self._evaluator: TrialEvaluator | None = TrialEvaluator(spec)
         self._progress = progress
-        self._task: Task | None = None
+        self._task: Task | ScreeningTask | None = None
 
     @property
     def idle(self) -> tuple[str, ...]:
         """The one worker while no task waits."""
         return () if self._task else ("local",)
 
-    def submit(self, task: Task, worker: str | None = None) -> str:
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         """Keep the task for the next `wait`."""
         assert worker in (None, "local")
         assert self._task is None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
+from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.surrogate.screening import Screening
 
 
 @dataclass(frozen=True)
@@ -20,22 +26,67 @@ class Task:
 
 
 @dataclass(frozen=True)
+class EvaluatedMerge:
+    """A merge that others are predicted from.
+
+    Attributes:
+        recipe: how it is built.
+        embeddings: their name in the artifact store; empty where none were kept.
+        scores: per query, float64 [Q], the queries of all collections side by side.
+    """
+
+    recipe: MergeRecipe
+    embeddings: str
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScreeningTask:
+    """Predict many merges from the embeddings of a few; what the artifact store lacks is encoded again.
+
+    Attributes:
+        number: below zero, so that no trial's task has it.
+        screening: what is asked.
+        merges: by the screening's keys.
+    """
+
+    number: int
+    screening: Screening
+    merges: Mapping[str, EvaluatedMerge]
+
+
+@dataclass(frozen=True)
+class ScreeningResult:
+    """A screening's report, and what it cost.
+
+    Attributes:
+        report: the answer.
+        tokens: encoded for embeddings that were missing.
+        restored: by key, names of embeddings that had to be made again.
+    """
+
+    report: ScreeningReport
+    tokens: int
+    restored: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a task: a result, or a failure with its reason.
 
     Attributes:
         task: what was asked for.
         worker: who worked on it.
-        result: the scores; None when the task failed.
+        result: the scores of a trial, or a screening's answer; None when the task failed.
         failure: why there is no result.
         worker_died: the failure says nothing about the recipe: another worker may succeed.
         recipe_at_fault: the coefficients build no merge, or one that cannot be scored. Every worker would find
             the same, and other recipes may do well.
     """
 
-    task: Task
+    task: Task | ScreeningTask
     worker: str
-    result: TrialResult | None = None
+    result: TrialResult | ScreeningResult | None = None
     failure: str | None = None
     worker_died: bool = False
     recipe_at_fault: bool = False
@@ -60,7 +111,7 @@ class WorkerPool(ABC):
         return len(self.idle)
 
     @abstractmethod
-    def submit(self, task: Task, worker: str | None = None) -> str:
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         """Give a task to an idle worker, the named one or any; returns the worker's name."""
 
     @abstractmethod

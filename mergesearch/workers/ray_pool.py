@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from mergesearch.errors import MergesearchError, WorkerError
 from mergesearch.workers.evaluator import EvaluatorSpec, TrialEvaluator, attempt
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class _Actor:
         """The process id, once the sources are loaded, and why they cannot be (empty when they are)."""
         return os.getpid(), self._problem
 
-    def evaluate(self, task: Task, worker: str) -> Outcome:
+    def evaluate(self, task: Task | ScreeningTask, worker: str) -> Outcome:
         """What became of the task."""
         assert self._evaluator is not None
         return attempt(self._evaluator, task, worker)
@@ -75,7 +75,7 @@ class RayPool(WorkerPool):
         self._started_here = not ray.is_initialized()
         self._actors: dict[str, Any] = {}
         self._building: dict[Any, str] = {}
-        self._running: dict[Any, tuple[str, Task]] = {}
+        self._running: dict[Any, tuple[str, Task | ScreeningTask]] = {}
         self._failed_builds: dict[str, int] = {}
         self._pids: dict[str, int] = {}
         self._spec = spec
@@ -107,7 +107,7 @@ class RayPool(WorkerPool):
         building = set(self._building.values())
         return {name: pid for name, pid in self._pids.items() if name not in building}
 
-    def submit(self, task: Task, worker: str | None = None) -> str:
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         """Send the task to an idle worker."""
         name = worker or self.idle[0]
         self._running[self._actors[name].evaluate.remote(task, name)] = (name, task)

@@ -1,4 +1,3 @@
-# ruff: noqa: T201 (it prints)
 """Tokens per second of our encoder and of `SentenceTransformer.encode`, in one run on one machine.
 
     python tests/benchmarks/encode_speed.py path/to/corpus.jsonl [--documents 400] [--threads 2]

@@ -1,0 +1,114 @@
+"""Embeddings of a trial that are worth keeping: what a surrogate predicts other merges' rankings from.
+
+Of a pool every document is kept. Of a large corpus only documents that can matter are: the judged ones and those
+that a merge ranked high; whoever compares several merges fills in the rows that one has and another lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mergesearch.evaluation.pipeline import PreparedCollection
+    from mergesearch.evaluation.search import TopK
+
+MOST_WHOLE = 20_000
+"""Documents up to which all of them are kept."""
+LARGEST_HALF = 6e4
+"""Numbers beyond it do not fit into float16."""
+
+
+@dataclass(frozen=True)
+class KeptCollection:
+    """Embeddings of one collection's texts under one merge, as they are compared: scaled to length 1 for cosine.
+
+    Attributes:
+        queries: float16 [Q, E] (float32 where numbers are too large for it), in the judgements' order.
+        rows: corpus positions of the kept documents, ascending, int64 [N].
+        documents: like `queries`, [N, E].
+    """
+
+    queries: Tensor
+    rows: NDArray[np.int64]
+    documents: Tensor
+
+
+@dataclass(frozen=True)
+class KeptEmbeddings:
+    """Embeddings of one merge, per collection."""
+
+    collections: tuple[KeptCollection, ...]
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        from safetensors.torch import save
+
+        tensors = {}
+        for i, kept in enumerate(self.collections):
+            tensors[f"{i}.queries"] = kept.queries.contiguous()
+            tensors[f"{i}.rows"] = torch.from_numpy(kept.rows)
+            tensors[f"{i}.documents"] = kept.documents.contiguous()
+        content: bytes = save(tensors)
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> KeptEmbeddings:
+        """What `to_bytes` wrote."""
+        from safetensors.torch import load
+
+        tensors = load(content)
+        n = len(tensors) // 3
+        return cls(
+            tuple(
+                KeptCollection(tensors[f"{i}.queries"], tensors[f"{i}.rows"].numpy(), tensors[f"{i}.documents"])
+                for i in range(n)
+            )
+        )
+
+
+class Keeper:
+    """Collects, while a trial is evaluated, the embeddings to keep of it."""
+
+    def __init__(self, collections: Sequence[PreparedCollection]) -> None:
+        self._collections = collections
+        self._queries: dict[int, Tensor] = {}
+        self._rows: dict[int, list[NDArray[np.int64]]] = {i: [] for i in range(len(collections))}
+        self._documents: dict[int, list[Tensor]] = {i: [] for i in range(len(collections))}
+
+    def add_queries(self, i: int, embeddings: Tensor) -> None:
+        """All queries of collection `i`, [Q, E]."""
+        self._queries[i] = _halved(embeddings)
+
+    def add_documents(self, i: int, rows: NDArray[np.int64], embeddings: Tensor, search: TopK) -> None:
+        """Documents of collection `i` at corpus positions `rows`, [C, E], which `search` has taken in."""
+        prepared = self._collections[i]
+        if len(prepared.document_rows) > MOST_WHOLE:
+            judged = np.unique(prepared.judgements.keys % prepared.judgements.n_documents)
+            wanted = np.isin(rows, judged) | np.isin(rows, search.result().rows)
+            rows, embeddings = rows[wanted], embeddings[torch.from_numpy(wanted).to(embeddings.device)]
+        self._rows[i].append(rows)
+        self._documents[i].append(_halved(embeddings))
+
+    def result(self) -> KeptEmbeddings:
+        """What was collected, on the CPU."""
+        kept = []
+        for i in range(len(self._collections)):
+            rows = np.concatenate(self._rows[i])
+            order = np.argsort(rows)
+            documents = torch.cat(self._documents[i])[torch.from_numpy(order)]
+            kept.append(KeptCollection(self._queries[i], rows[order], documents))
+        return KeptEmbeddings(tuple(kept))
+
+
+def _halved(embeddings: Tensor) -> Tensor:
+    embeddings = embeddings.float().cpu()
+    fits = not embeddings.numel() or float(embeddings.abs().max()) < LARGEST_HALF
+    return embeddings.half() if fits else embeddings.clone()

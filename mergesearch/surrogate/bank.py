@@ -1,0 +1,303 @@
+"""The embeddings of evaluated merges, and scores of merges predicted from them.
+
+A predicted embedding is a weighted sum of evaluated ones. So the inner product of a predicted query and a predicted
+document is a quadratic form in the weights, whose coefficients are inner products of evaluated queries and
+documents: computed once per pair, they serve every candidate, whatever the dimension of the embeddings. Three
+things keep that small:
+
+* Merges are written as their mean and the principal directions of their differences, as many as it takes to lose
+  no more than storing the embeddings in 16 bits has lost.
+* Only documents that some evaluated merge ranks high for a query are ranked for it.
+* A query's own length is the same for all documents and never computed.
+
+Notation: n evaluated merges, R basis embeddings, F = R(R + 1)/2 products of two weights, C candidates, Q queries,
+N documents, M shortlisted documents of a query, U documents of all shortlists, E dimensions, K ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.judgements import Judgements
+from mergesearch.evaluation.metrics import Metric, parse_metric
+from mergesearch.evaluation.resampling import plain_weights
+
+Array = NDArray[np.float64]
+
+SHORTLIST = 30
+"""Documents that every evaluated merge puts on a query's shortlist; at least twice the metric's depth."""
+LOST_ENERGY = 1e-7
+"""Share of the squared length of all embeddings that the basis may lose; rounding to float16 loses up to 8e-8."""
+_BLOCK_ELEMENTS = 1 << 26
+"""Largest intermediate of fp32: 256 MB."""
+
+
+@dataclass(frozen=True)
+class CollectionBank:
+    """The texts of one collection as every evaluated merge embeds them.
+
+    Attributes:
+        queries: [n, Q, E], any float dtype, as they are scored: of length 1 where `normalize`.
+        documents: [n, N, E] on the same device.
+        judgements: of the Q queries; its document positions are those of `documents`, or of `document_rows`.
+        weight: the collection's share; shares are normalised over collections.
+        normalize: whether predictions are scaled to length 1, for models compared by cosine; False for inner product.
+        document_rows: position of each of the N documents in the corpus that `judgements`, `exclude` and
+            `candidates` number, int64 [N]; None where they are the corpus.
+        exclude: a corpus position per query that must not be ranked, int64 [Q]; -1 for none.
+        candidates: the only corpus positions that each query may be answered with; None for all.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    judgements: Judgements
+    weight: float = 1.0
+    normalize: bool = True
+    document_rows: NDArray[np.int64] | None = None
+    exclude: NDArray[np.int64] | None = None
+    candidates: Sequence[NDArray[np.int64]] | None = None
+
+    def __post_init__(self) -> None:
+        shapes = self.queries.shape, self.documents.shape
+        fit = len(shapes[0]) == len(shapes[1]) == 3 and shapes[0][::2] == shapes[1][::2]
+        if not fit or shapes[0][1] != len(self.judgements.n_relevant):
+            raise EvaluationError(
+                f"embeddings of merges must be [n, Q, E] and [n, N, E] with Q = {len(self.judgements.n_relevant)}, "
+                f"the judged queries; not {list(shapes[0])} and {list(shapes[1])}."
+            )
+
+    def rows(self) -> NDArray[np.int64]:
+        """Corpus position of each document, int64 [N]."""
+        return np.arange(self.documents.shape[1]) if self.document_rows is None else self.document_rows
+
+    def shortlists(self, length: int) -> list[NDArray[np.int64]]:
+        """Per query the documents, as indices into `documents`, among the `length` best of any evaluated merge."""
+        _, n_documents, _ = self.documents.shape
+        length = min(length, n_documents)
+        found: list[list[NDArray[np.int64]]] = [[] for _ in range(self.queries.shape[1])]
+        forbidden = self._forbidden()
+        block = max(1, _BLOCK_ELEMENTS // max(1, n_documents))
+        for queries_QE, documents_NE in zip(self.queries, self.documents, strict=True):
+            documents_EN = documents_NE.float().T
+            for start in range(0, len(queries_QE), block):
+                scores_BN = queries_QE[start : start + block].float() @ documents_EN
+                if forbidden is not None:
+                    scores_BN[forbidden[start : start + block]] = -torch.inf
+                values, columns = torch.topk(scores_BN, length, dim=1)
+                for query, (value, column) in enumerate(zip(values.cpu(), columns.cpu(), strict=True), start):
+                    found[query].append(column[value > -torch.inf].numpy())
+        return [np.unique(np.concatenate(columns)) for columns in found]
+
+    def _forbidden(self) -> Tensor | None:
+        """Pairs that must not be ranked, bool [Q, N]; None where there are none."""
+        if self.exclude is None and self.candidates is None:
+            return None
+        rows = self.rows()
+        forbidden = np.zeros((self.queries.shape[1], len(rows)), dtype=bool)
+        for query, row in enumerate(forbidden):
+            if self.candidates is not None:
+                row[:] = ~np.isin(rows, self.candidates[query])
+            if self.exclude is not None:
+                row |= rows == self.exclude[query]
+        return torch.from_numpy(forbidden).to(self.queries.device)
+
+
+class EmbeddingBank:
+    """Predicts per-query scores of merges from weights of evaluated ones.
+
+    Not safe for use from several threads.
+
+    Args:
+        keys: what the n evaluated merges are called, in the order of every array's first axis.
+        collections: at least one, all with n merges.
+        shortlist: see `SHORTLIST`; the size of the corpus makes results those of the plain computation.
+        lost_energy: see `LOST_ENERGY`; 0 keeps a basis of everything.
+
+    Raises:
+        EvaluationError: there is no collection, a collection holds another number of merges, or embeddings are
+            NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        collections: Sequence[CollectionBank],
+        *,
+        shortlist: int = SHORTLIST,
+        lost_energy: float = LOST_ENERGY,
+    ) -> None:
+        self.keys = tuple(keys)
+        self.collections = tuple(collections)
+        held = sorted({len(c.queries) for c in self.collections})
+        if held != [len(self.keys)]:
+            raise EvaluationError(f"{len(self.keys)} merges are named; the collections hold embeddings of {held}.")
+        self._shortlist = shortlist
+        self._shortlists: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
+        self._gram, energy = self._differences()
+        if not np.isfinite(self._gram).all():
+            raise EvaluationError("embeddings of evaluated merges hold NaN or infinite values.")
+        values, vectors = np.linalg.eigh(self._gram)
+        lost = np.cumsum(np.maximum(values, 0.0)) <= lost_energy * energy  # ascending
+        self._directions: Array = vectors[:, ~lost][:, ::-1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Queries per collection."""
+        return tuple(c.queries.shape[1] for c in self.collections)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each collection in the value, as given."""
+        return tuple(c.weight for c in self.collections)
+
+    def gram(self) -> Array:
+        """Inner products of the merges' differences from their mean, float64 [n, n].
+
+        Per collection the mean over queries plus the mean over documents, halved; collections by their shares. So
+        with embeddings of length 1 it measures squared distances per text, and the diagonal is below 1.
+        """
+        return self._gram
+
+    def per_query_scores(self, weights: Array, metric: str) -> Array:
+        """Scores of predicted merges, float64 [C, Q] with the queries of all collections side by side.
+
+        Args:
+            weights: of the evaluated merges in each prediction, [C, n].
+            metric: for example `ndcg@10`. Ties are broken in no particular order.
+        """
+        measured = parse_metric(metric)
+        # Any weights: Σ wᵢ Eᵢ = (Σ wᵢ) mean + Σ wᵢ (Eᵢ - mean), and the directions span the differences.
+        weights_CR = np.hstack([weights.sum(axis=1, keepdims=True), weights @ self._directions])
+        columns = [self._scores(i, weights_CR, measured) for i in range(len(self.collections))]
+        return np.concatenate(columns, axis=1)
+
+    def _scores(self, index: int, weights_CR: Array, metric: Metric) -> Array:
+        bank = self.collections[index]
+        device = bank.queries.device
+        n_candidates, n_basis = weights_CR.shape
+        shortlists = self._shortlists_of(index, metric)
+        first, second = torch.triu_indices(n_basis, n_basis, device=device)
+        chunk = max(1, _BLOCK_ELEMENTS // (8 * len(first)))
+        scores_CQ = np.zeros((n_candidates, len(shortlists)))
+        rows = bank.rows()
+        for queries in _blocks(shortlists, _BLOCK_ELEMENTS // (n_basis * max(n_basis, bank.queries.shape[2]))):
+            used = np.unique(np.concatenate([shortlists[q] for q in queries]))
+            documents_URE = self._basis(bank.documents[:, torch.from_numpy(used).to(device)]).transpose(0, 1)
+            queries_RQE = self._basis(bank.queries[:, queries])
+            squares_UF = _products(documents_URE @ documents_URE.transpose(1, 2), first, second)
+            for start in range(0, n_candidates, chunk):
+                part_RC = torch.from_numpy(weights_CR[start : start + chunk].T).to(device, torch.float32)
+                part_FC = part_RC[first] * part_RC[second]
+                scale_UC = (squares_UF @ part_FC).clamp_min(1e-30).rsqrt() if bank.normalize else None
+                for position, query in enumerate(queries):
+                    columns = torch.from_numpy(np.searchsorted(used, shortlists[query])).to(device)
+                    pairs_MRR = documents_URE[columns] @ queries_RQE[:, position].T
+                    similarity_MC = _products(pairs_MRR, first, second) @ part_FC
+                    if scale_UC is not None:
+                        similarity_MC *= scale_UC[columns]
+                    scores_CQ[start : start + chunk, query] = _score(
+                        metric, _of_query(bank.judgements, query), rows[shortlists[query]], similarity_MC.cpu().numpy()
+                    )
+        return scores_CQ
+
+    def _shortlists_of(self, index: int, metric: Metric) -> list[NDArray[np.int64]]:
+        length = max(self._shortlist, 2 * metric.depth)
+        if (index, length) not in self._shortlists:
+            self._shortlists[index, length] = self.collections[index].shortlists(length)
+        return self._shortlists[index, length]
+
+    def _basis(self, embeddings_nTE: Tensor) -> Tensor:
+        """Mean and principal differences of the merges' embeddings of some texts, fp32 [R, T, E]."""
+        embeddings_nTE = embeddings_nTE.float()
+        mean_1TE = embeddings_nTE.mean(dim=0, keepdim=True)
+        directions = torch.from_numpy(self._directions.copy()).to(embeddings_nTE)
+        return torch.cat([mean_1TE, torch.einsum("nr,nte->rte", directions, embeddings_nTE - mean_1TE)])
+
+    def _differences(self) -> tuple[Array, float]:
+        """See `gram`; and its trace before the mean was taken off."""
+        n = len(self.keys)
+        total = float(sum(self.shares))
+        gram, energy = np.zeros((n, n)), 0.0
+        for bank in self.collections:
+            for texts_nTE in (bank.queries, bank.documents):
+                share = bank.weight / total / 2 / max(1, texts_nTE.shape[1])
+                block = max(1, _BLOCK_ELEMENTS // (n * texts_nTE.shape[2]))
+                for part in torch.split(texts_nTE, block, dim=1):
+                    part_nTE = part.float()
+                    energy += share * float(part_nTE.square().sum())
+                    flat = (part_nTE - part_nTE.mean(dim=0)).flatten(1)
+                    gram += share * (flat @ flat.T).double().cpu().numpy()
+        return gram, energy
+
+
+def value_weights(bank: EmbeddingBank) -> Array:
+    """Weights of the queries in the value of a merge, float64 [Q]."""
+    return plain_weights(bank.sizes, bank.shares)
+
+
+def _products(forms: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Quadratic forms [X, R, R] as coefficients of the products wᵢwⱼ with i ≤ j, [X, F]."""
+    both = forms + forms.transpose(1, 2)
+    return both[:, first, second] / torch.where(first == second, 2.0, 1.0)
+
+
+def _blocks(shortlists: Sequence[NDArray[np.int64]], documents: int) -> Iterator[list[int]]:
+    """Runs of queries whose shortlists together name at most `documents` documents, or one query."""
+    block: list[int] = []
+    named = 0
+    for query, shortlist in enumerate(shortlists):
+        if block and named + len(shortlist) > max(1, documents):
+            yield block
+            block, named = [], 0
+        block.append(query)
+        named += len(shortlist)
+    yield block
+
+
+def _of_query(judgements: Judgements, query: int) -> Judgements:
+    """The judgements of one query."""
+    n = judgements.n_documents
+    low, high = np.searchsorted(judgements.keys, [query * n, (query + 1) * n])
+    return Judgements(
+        judgements.query_ids[query : query + 1],
+        n,
+        judgements.ideal[query : query + 1],
+        judgements.n_relevant[query : query + 1],
+        judgements.keys[low:high] - query * n,
+        judgements.key_gains[low:high],
+    )
+
+
+def _score(
+    metric: Metric, judgements: Judgements, rows: NDArray[np.int64], similarity_MC: NDArray[np.float32]
+) -> Array:
+    """Scores [C] of C rankings of the corpus positions `rows`, [M], for one query, best similarity first.
+
+    Only the ranks of relevant documents are worked out: the others are counted and never ordered.
+    """
+    n_documents, n_candidates = similarity_MC.shape
+    found = judgements.gains(rows[None])[0]
+    gains_CK = np.zeros((n_candidates, metric.depth))
+    counter = np.uint8 if n_documents < 256 else np.int32
+    for document in np.flatnonzero(found):
+        similarity_C = similarity_MC[document]
+        # Of equal documents the first comes first, so that no two have one rank.
+        ranks = (similarity_MC[:document] >= similarity_C).sum(axis=0, dtype=counter)
+        ranks += (similarity_MC[document:] > similarity_C).sum(axis=0, dtype=counter)
+        shown = np.flatnonzero(ranks < metric.depth)
+        gains_CK[shown, ranks[shown]] = found[document]
+    times = dataclasses.replace(
+        judgements,
+        query_ids=judgements.query_ids * n_candidates,
+        ideal=np.broadcast_to(judgements.ideal, (n_candidates, judgements.ideal.shape[1])),
+        n_relevant=np.broadcast_to(judgements.n_relevant, n_candidates),
+    )
+    return metric.score(gains_CK, times)

@@ -1,0 +1,257 @@
+"""`screen`: thousands of candidates scored on predicted embeddings, and a few of them picked for evaluation.
+
+Notation: n evaluated merges, C candidates, D coordinates, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.resampling import plain_weights
+from mergesearch.surrogate.bank import EmbeddingBank
+from mergesearch.surrogate.candidates import Space, as_points
+from mergesearch.surrogate.kriging import Kriging, LengthFit, fit_lengths
+from mergesearch.surrogate.objective import Objective, cross_fit_gap, optimism, paired_error
+from mergesearch.surrogate.report import Landscape, LeftOut, Pick, Point, ScreeningReport
+
+Array = NDArray[np.float64]
+PARENTS = 4
+"""Points that local candidates are drawn around."""
+SWEEP = 9
+"""Positions per coordinate when asking which coordinates matter."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Everything that decides what is picked, but for embeddings and measured scores. Small and picklable.
+
+    Attributes:
+        keys: what the n evaluated merges are called: the bank's keys.
+        points: their coordinates, n of D.
+        pending: points that others are evaluating; nothing is learnt from them but that they will be known.
+        references: keys of unmerged sources among `keys`, which the objective measures gains against.
+        allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
+        metric: for example `ndcg@10`.
+        objective: what is maximised.
+        exploration: standard deviations of the prediction that are added to the objective.
+        n_candidates: candidates of the first round. A lattice of no more points is taken whole.
+        n_picks: points to pick; each counts as known when the next one is.
+        separation: least distance, in the coordinate that differs most, of picks from everything known, as long as
+            there are such candidates.
+        refine_rounds: further rounds of a quarter as many candidates around the best so far.
+        debias: whether predicted scores are moved by what leaving evaluated merges out shows them to be off by.
+        kernel: a name in `kriging.KERNELS`.
+        seed: decides all that is drawn.
+    """
+
+    keys: tuple[str, ...]
+    points: tuple[Point, ...]
+    pending: tuple[Point, ...] = ()
+    references: tuple[str, ...] = ()
+    allowed: tuple[tuple[float, ...] | None, ...] = ()
+    metric: str = "ndcg@10"
+    objective: Objective = field(default_factory=Objective)
+    exploration: float = 0.5
+    n_candidates: int = 2048
+    n_picks: int = 1
+    separation: float = 0.01
+    refine_rounds: int = 2
+    debias: bool = False
+    kernel: str = "gaussian"
+    seed: int = 0
+
+
+def screen(request: Screening, bank: EmbeddingBank, measured: Array) -> ScreeningReport:
+    """Pick the points that are most worth evaluating. A function of its arguments alone.
+
+    Args:
+        request: see there.
+        bank: embeddings of the evaluated merges, `request.keys`.
+        measured: their scores per query, float64 [n, Q], the queries of the bank's collections side by side.
+
+    Raises:
+        EvaluationError: the arguments do not belong together.
+    """
+    _check(request, bank, measured)
+    return _Screen(request, bank, measured).report()
+
+
+class _Screen:
+    """One screening: what is worked out once, and the growing table of candidates."""
+
+    def __init__(self, request: Screening, bank: EmbeddingBank, measured: Array) -> None:
+        self.request, self.bank, self.measured_nQ = request, bank, measured
+        self.sizes, self.shares = bank.sizes, bank.shares
+        self.plain = plain_weights(self.sizes, self.shares)
+        self.points = np.array(request.points, dtype=np.float64)
+        self.n, self.dimensions = self.points.shape
+        self.known = np.concatenate([self.points, as_points(request.pending, self.dimensions)])
+        self.space = Space(request.allowed or (None,) * self.dimensions)
+        self.random = np.random.default_rng(request.seed)
+        self.references = measured[[request.keys.index(key) for key in request.references]]
+        self.fit: LengthFit = fit_lengths(self.points, bank.gram(), request.kernel)
+        self.kriging = Kriging(self.points, self.fit.lengths, request.kernel)
+        self._calibrate()
+        self.candidates = np.empty((0, self.dimensions))
+        self.scores_CQ = np.empty((0, len(self.plain)))
+
+    def _calibrate(self) -> None:
+        """Scale of the prediction's variance, and its bias, from evaluated merges predicted by the others."""
+        weights, variances = self.kriging.left_out
+        self.left_out = self.bank.per_query_scores(weights, self.request.metric) @ self.plain
+        self.left_out_sd = np.sqrt(variances)
+        off = self.measured_nQ @ self.plain - self.left_out
+        self.unit_sd = float(np.sqrt(np.mean(off**2 / variances))) if self.n > 1 else 0.0
+        # Least squares of a shift in proportion to the standard deviation, so none where a merge was evaluated.
+        self.shift = float(off @ self.left_out_sd / variances.sum()) if self.n > 1 else 0.0
+
+    def report(self) -> ScreeningReport:
+        request = self.request
+        everything = self.space.lattice(request.n_candidates)
+        if everything is not None:
+            self._add(everything)
+        else:
+            near = self.points[np.argsort(-self._objectives()[: self.n], kind="stable")[:PARENTS]]
+            spread = self.space.spread(request.n_candidates * 3 // 4, self.dimensions, self.random)
+            local = self.space.around(near, request.n_candidates // 4, 0.2, self.random)
+            self._add(np.concatenate([spread, local]))
+            for step in range(request.refine_rounds):
+                best = np.argsort(-self._acquisition(self.known), kind="stable")[:PARENTS]
+                size = 0.1 / 2**step
+                self._add(self.space.around(self.candidates[best], request.n_candidates // 4, size, self.random))
+        picks = self._picks()
+        objectives = self._objectives()
+        values_n = self.measured_nQ @ self.plain
+        best_measured = int(values_n.argmax())
+        improvement, noise = float("-inf"), 0.0
+        means = self._means()
+        if len(means):
+            highest = int(objectives[self.n :].argmax())
+            improvement = float(means[highest] - values_n[best_measured])
+            noise = paired_error(self.scores_CQ[highest], self.measured_nQ[best_measured], self.sizes, self.shares)
+        all_scores = np.concatenate([self.measured_nQ, self.scores_CQ])
+        replayed = self.bank.per_query_scores(np.eye(self.n), request.metric) @ self.plain
+        summit = np.concatenate([self.points, self.candidates])[int(objectives.argmax())]
+        errors = np.sqrt(self.fit.errors)
+        return ScreeningReport(
+            picks=picks,
+            left_out=tuple(
+                LeftOut(key, float(values_n[i]), float(self.left_out[i]), self.unit_sd * float(sd), float(errors[i]))
+                for i, (key, sd) in enumerate(zip(request.keys, self.left_out_sd, strict=True))
+            ),
+            lengths=tuple(map(float, self.fit.lengths)),
+            n_screened=len(self.candidates),
+            best_measured=float(values_n[best_measured]),
+            improvement=improvement,
+            noise=noise,
+            optimism=optimism(all_scores, self.sizes, self.shares, seed=request.objective.seed),
+            cross_fit_gap=cross_fit_gap(all_scores, self.sizes, self.shares, seed=request.objective.seed),
+            bias=self.shift / self.unit_sd if self.unit_sd else 0.0,
+            replay_error=float(np.abs(replayed - values_n).mean()),
+            landscape=self._landscape(summit),
+        )
+
+    def _add(self, candidates: Array) -> None:
+        """Score those candidates that are new."""
+        taken = np.concatenate([self.known, self.candidates])
+        fresh = self.space.fresh(candidates, taken)
+        self.candidates = np.concatenate([self.candidates, fresh])
+        self.scores_CQ = np.concatenate([self.scores_CQ, self._predict(fresh)])
+
+    def _predict(self, points: Array) -> Array:
+        return self.bank.per_query_scores(self.kriging.weights(points), self.request.metric)
+
+    def _sd(self, points: Array, known: Array) -> Array:
+        """Standard deviations of predicted dev scores once the points `known` are evaluated."""
+        kriging = Kriging(known, self.fit.lengths, self.request.kernel) if len(known) > self.n else self.kriging
+        sd: Array = np.sqrt(kriging.variance(points)) * self.unit_sd
+        return sd
+
+    def _correction(self) -> Array:
+        if not self.request.debias:
+            return np.zeros(len(self.candidates))
+        return np.sqrt(self.kriging.variance(self.candidates)) * self.shift
+
+    def _means(self) -> Array:
+        means: Array = self.scores_CQ @ self.plain + self._correction()
+        return means
+
+    def _objectives(self) -> Array:
+        """Of the evaluated merges, measured, and of the candidates, predicted, [n + C]."""
+        together = np.concatenate([self.measured_nQ, self.scores_CQ])
+        values = self.request.objective.values(together, self.references, self.sizes, self.shares)
+        values[self.n :] += self._correction()
+        return values
+
+    def _acquisition(self, known: Array) -> Array:
+        """Of the candidates, [C]."""
+        sd = self._sd(self.candidates, known)
+        return self._objectives()[self.n :] + self.request.exploration * sd
+
+    def _picks(self) -> tuple[Pick, ...]:
+        picks: list[Pick] = []
+        known, means, objectives = self.known, self._means(), self._objectives()[self.n :]
+        open_ = np.ones(len(means), dtype=bool)
+        gaps = cdist(self.candidates, known, "chebyshev").min(axis=1)
+        while len(picks) < self.request.n_picks and open_.any():
+            sd = self._sd(self.candidates, known)
+            acquisition = objectives + self.request.exploration * sd
+            apart = open_ & (gaps >= self.request.separation)
+            best = int(np.where(apart if apart.any() else open_, acquisition, -np.inf).argmax())
+            point = self.candidates[best]
+            picks.append(
+                Pick(
+                    tuple(map(float, point)),
+                    float(means[best]),
+                    float(sd[best]),
+                    float(objectives[best]),
+                    float(acquisition[best]),
+                )
+            )
+            open_[best] = False
+            known = np.concatenate([known, point[None]])
+            gaps = np.minimum(gaps, np.abs(self.candidates - point).max(axis=1, initial=0.0))
+        return tuple(picks)
+
+    def _landscape(self, summit: Array) -> Landscape:
+        sweeps = [self.space.positions(d, SWEEP) for d in range(self.dimensions)]
+        lines = np.concatenate([_moved(summit, (d,), (sweep,)) for d, sweep in enumerate(sweeps)])
+        ends = np.cumsum([len(sweep) for sweep in sweeps])[:-1]
+        importance = [float(v.var()) for v in np.split(self._predict(lines) @ self.plain, ends)]
+        coordinates = tuple(int(d) for d in np.argsort(-np.array(importance), kind="stable")[:2])
+        positions = tuple(self.space.positions(d, 2 * SWEEP - 1) for d in coordinates)
+        means = self._predict(_moved(summit, coordinates, positions)) @ self.plain
+        return Landscape(coordinates, tuple(map(_plain, positions)), _plain(means), tuple(importance))
+
+
+def _moved(point: Array, coordinates: Sequence[int], positions: Sequence[Array]) -> Array:
+    """`point` with some coordinates set to every combination of positions, the last varying fastest."""
+    grid = np.stack([axis.ravel() for axis in np.meshgrid(*positions, indexing="ij")], axis=1)
+    points = np.repeat(point[None], len(grid), axis=0)
+    points[:, list(coordinates)] = grid
+    return points
+
+
+def _plain(values: Array) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+def _check(request: Screening, bank: EmbeddingBank, measured: Array) -> None:
+    n, dimensions = len(request.keys), {len(point) for point in (*request.points, *request.pending)}
+    if request.keys != bank.keys or len(request.points) != n:
+        raise EvaluationError(
+            f"a screening of {n} merges at {len(request.points)} points needs the embeddings of exactly those, in "
+            f"their order; the bank holds {len(bank.keys)}."
+        )
+    if len(dimensions) != 1 or len(request.allowed) not in {0, *dimensions}:
+        raise EvaluationError("a screening's points, pending points and allowed positions differ in their coordinates.")
+    if measured.shape != (n, sum(bank.sizes)):
+        raise EvaluationError(f"measured scores must be {[n, sum(bank.sizes)]}, not {list(measured.shape)}.")
+    if missing := sorted(set(request.references) - set(request.keys)):
+        raise EvaluationError(f"references were not evaluated: {', '.join(missing)}.")
