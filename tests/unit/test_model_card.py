@@ -27,7 +27,13 @@ def provenance(**changes: Any) -> dict[str, Any]:
     lengths = {"query": 64, "document": 64}
     encoding = {"dtype": "bfloat16", "pooling": ["mean"], "similarity": "cosine", "max_length": lengths,
                 "differs_from_template": False}  # fmt: skip
-    dev = {"collections": {"a|b": {"metric": "ndcg@10", "score": 0.41234, "queries": 8}}}
+    dev = {
+        "value": 0.41234,
+        "optimism": 0.0123,
+        "expected": 0.40004,
+        "verdict": "the merge gains",
+        "collections": {"a|b": {"metric": "ndcg@10", "score": 0.41234, "queries": 8}},
+    }
     test = [{"split": "test", "collection": "a|b", "metric": "ndcg@10", "score": 0.4, "queries": 9}]
     return {"encoding": {"append_eos": False} | encoding | changes, "dev": dev, "test": test}
 
