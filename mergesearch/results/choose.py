@@ -90,9 +90,10 @@ class Choice:
         over = f"trial {self.source_number} ({self.source_label})"
         if self.verdict == "merge":
             low, high = self.gain_interval
+            doubt = "" if low > 0 else ", so it may be no gain at all"
             return (
-                f"the merge gains {self.gain:.4f} over {over}, the best source: more than the luck in it; less that "
-                f"luck 95% interval [{low:+.4f}, {high:+.4f}]"
+                f"the merge gains {self.gain:.4f} over {over}, the best source: more than the luck in it; 95% interval "
+                f"of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
             )
         if self.gain <= 0:
             return f"no merge scores more than {over}, so the source is recommended"

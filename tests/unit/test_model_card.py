@@ -69,6 +69,10 @@ def test_recipe_and_scores_are_tables(tiny: TinyStudy) -> None:
     assert r"| dev | a\|b | ndcg@10 | 0.4123 | 8 |" in text
     assert r"| test | a\|b | ndcg@10 | 0.4000 | 9 |" in text
     assert "Scores on the dev split are selection scores" in text
+    assert "Of the dev score 0.4123 about 0.0123 is luck, so that about 0.4000 is to be expected" in text
+    by_hand = provenance()
+    by_hand["dev"] |= {"optimism": None, "expected": None, "verdict": None}
+    assert "was named by hand" in model_card(study, merge(study, "retriever", "domain"), by_hand)
 
 
 def test_what_the_user_has_to_repeat_is_said(tiny: TinyStudy) -> None:
