@@ -12,7 +12,7 @@ coupled bootstrap techniques, 2021). So (1 + λ) / λ times the mean deviation o
 optimism at 1 / (1 + λ) of the queries, O(1 + λ) for short. O(1) is wanted, and extrapolated from O(2) and O(4), along
 O(x) ∝ x^(p/2) (simulation-extrapolation: Cook and Stefanski, JASA 1994). Where merges differ by luck alone p is 1, and
 never less, for a maximum is convex in the noise; where more queries bring the choice closer to a smooth optimum p is 2.
-The plain bootstrap is O(2) / 2: right with p = 2, a third too small with p = 1.
+The plain bootstrap is O(2) / 2: right with p = 2, three tenths too small with p = 1.
 """
 
 from __future__ import annotations
