@@ -87,8 +87,10 @@ def points(study: Study, n: int | None) -> list[tuple[str, MergeRecipe, dict[str
         units = qmc.Sobol(len(free), scramble=True, seed=study.parsed.content.seed).random(n)
         params = [{d.name: d.from_unit(u) for d, u in zip(free, row, strict=True)} for row in units]
     found += [(study.space.label(p), study.recipe(p), p) for p in params]
-    once = {recipe.fingerprint: (label, recipe, p) for label, recipe, p in reversed(found)}
-    return list(reversed(once.values()))
+    once: dict[str, tuple[str, MergeRecipe, dict[str, float] | None]] = {}
+    for label, recipe, point in found:
+        once.setdefault(recipe.fingerprint, (label, recipe, point))
+    return list(once.values())
 
 
 def shared_pool(dev: CollectionSpec, test: CollectionSpec, n_documents: int) -> tuple[Collection, int]:
@@ -148,7 +150,7 @@ class Filler:
 
 
 def fill(study: Study, folder: Path, wanted: int | None, n_documents: int, *, keep: bool = False) -> Bank:
-    """Score what is missing of the study's first collection, most needed first, and write the index."""
+    """Score the merges that are missing, on the study's first collection."""
     folder.mkdir(parents=True, exist_ok=True)
     spec, distances = study.evaluator_spec(), Distances(study)
     collection, n_dev = shared_pool(spec.collections[0], study.collection_specs(test=True)[0], n_documents)
