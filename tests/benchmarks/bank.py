@@ -67,8 +67,11 @@ class Bank:
         """The merges of a folder's index that have been scored."""
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         merges = [Merge(**m) for m in index["merges"] if (folder / f"{m['key']}.npz").is_file()]
-        files = [np.load(folder / f"{m.key}.npz") for m in merges]
-        dev, test = (np.stack([f[split] for f in files]) for split in ("dev", "test"))
+        scores = []
+        for merge in merges:
+            with np.load(folder / f"{merge.key}.npz") as file:
+                scores.append((file["dev"], file["test"]))
+        dev, test = (np.stack(rows) for rows in zip(*scores, strict=True))
         return cls(index["name"], tuple(merges), dev, test, folder)
 
     def embeddings(self, merge: Merge) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
@@ -106,7 +109,8 @@ def shared_pool(dev: CollectionSpec, test: CollectionSpec, n_documents: int) -> 
     ranked = [sorted(g, key=lambda d, g=g: (-g[d], _hash(d))) for g in both.qrels.values()]
     turns = (d for turn in zip_longest(*ranked) for d in turn if d is not None)
     kept = list(dict.fromkeys([*turns, *sorted(both.doc_ids, key=_hash)]))[:n_documents]
-    return both.with_documents(kept), sum(bool(first.qrels[q]) for q in first.query_ids)
+    pooled = both.with_documents(kept)  # queries that lose all their documents are not scored
+    return pooled, sum(bool(pooled.qrels[q]) for q in first.query_ids)
 
 
 def _hash(text: str) -> bytes:
