@@ -1,22 +1,22 @@
 """The one rule that decides what `best`, `export` and reports call the winner.
 
-The highest dev score of many trials is partly luck, and the luckier the more trials there were. So among the
-merges that are within one standard error of the highest score, by the paired per-query difference, the one
-nearest to an unmerged source is chosen (the one-standard-error rule of Breiman et al., Classification and
-Regression Trees, 1984, section 3.4.3, with distance to a source in the place of tree size).
+The highest dev score of many trials is partly luck, and the luckier the more trials there were. So the highest merge
+is the winner only where its gain over the best source alone is more than the luck that is to be expected of it (see
+`mergesearch.evaluation.luck`); else that source is, whose score was picked out of few. Both are shown with the luck
+that is in them. Where no source alone was evaluated nothing can be recommended.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mergesearch.errors import MergesearchError
+from mergesearch.evaluation.luck import Luck
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.results.distance import Distances
 from mergesearch.storage.store import StudyStore
@@ -35,8 +35,15 @@ class Choice:
 
     Attributes:
         number, label, value: the chosen trial; `value` is its dev score.
+        optimism: how much of `value` is luck on average, 0 or more.
+        expected: `value` less `optimism`: what to expect on other queries of the kind.
         best_number, best_label, best_value: the highest dev score, as `optuna best-trial` prints it.
-        standard_error: of the paired difference between the two; 0 when they are the same trial.
+        best_optimism: how much of `best_value` is luck on average.
+        source_number, source_label: the source alone that scored highest; None where none was evaluated.
+        gain: `best_value` less that source's; None without one.
+        gain_interval: 95% paired bootstrap interval of `gain`, moved by what luck adds to it; None without a source.
+        verdict: `merge` where the gain is more than luck; `source` where it is not, and the source is the choice;
+            `unknown` where no source alone was evaluated, and the choice is the highest without recommendation.
         nearest: the source that the chosen merge is nearest to; None for methods that give no source alone.
         distance: how far from it, see `Distances`; None with `nearest`.
     """
@@ -44,10 +51,17 @@ class Choice:
     number: int
     label: str
     value: float
+    optimism: float
+    expected: float
     best_number: int
     best_label: str
     best_value: float
-    standard_error: float
+    best_optimism: float
+    source_number: int | None
+    source_label: str | None
+    gain: float | None
+    gain_interval: tuple[float, float] | None
+    verdict: str
     nearest: str | None
     distance: float | None
 
@@ -56,19 +70,43 @@ class Choice:
         return asdict(self)
 
     def describe(self) -> str:
-        """One or two lines for people."""
-        chosen = f"chosen: trial {self.number} ({self.label}), dev score {self.value:.4f} (a selection score)"
+        """Two or three lines for people."""
+        chosen = f"chosen: trial {self.number} ({self.label}), dev score {luck_in(self.value, self.optimism)}"
         if self.number == self.best_number:
-            return f"{chosen}; it is also the highest"
-        highest = f"highest: trial {self.best_number} ({self.best_label}), dev score {self.best_value:.4f}"
-        if self.nearest is None:
-            return f"{chosen}\n{highest}, which is the same"
-        nearer = f"the merge nearer to {self.nearest} is preferred"
-        if self.value == self.best_value:
-            return f"{chosen}\n{highest}; of equal scores {nearer}"
+            return f"{chosen}; it is also the highest\n{self.reason()}"
+        best = luck_in(self.best_value, self.best_optimism)
+        highest = f"highest: trial {self.best_number} ({self.best_label}), dev score {best}"
+        if self.best_value == self.value and self.nearest is not None:
+            highest += f"; of equal scores the merge nearer to {self.nearest} is preferred"
+        return f"{chosen}\n{highest}\n{self.reason()}"
+
+    def reason(self) -> str:
+        """The verdict in words."""
+        if self.gain is None or self.gain_interval is None:
+            return (
+                "no source alone was evaluated, so nothing says that merging gained anything and nothing is "
+                "recommended; `search: {enqueue: [sources]}` evaluates them"
+            )
+        over = f"trial {self.source_number} ({self.source_label})"
+        if self.verdict == "merge":
+            low, high = self.gain_interval
+            doubt = "" if low > 0 else ", so it may be no gain at all"
+            return (
+                f"the merge gains {self.gain:.4f} over {over}, the best source: more than the luck in it; 95% interval "
+                f"of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
+            )
+        if self.gain <= 0:
+            return f"no merge scores more than {over}, so the source is recommended"
         return (
-            f"{chosen}\n{highest}; the difference is within one standard error ({self.standard_error:.4f}), so {nearer}"
+            f"the highest gains {self.gain:.4f} over {over}, the best source: no more than the luck in it, so the "
+            "source is recommended"
         )
+
+
+def luck_in(value: float, optimism: float | None) -> str:
+    """A dev score with what is known of it."""
+    luck = "" if optimism is None else f"; about {optimism:.4f} of it is luck"
+    return f"{value:.4f} (a selection score{luck})"
 
 
 @dataclass(frozen=True)
@@ -81,6 +119,7 @@ class Candidate:
         distance: to the nearest unmerged source; inf where that cannot be said.
         nearest: that source.
         fingerprint: of its recipe: what breaks ties, so that the order of trials decides nothing.
+        optimism: what its strategy says of it, having picked it out of more candidates than were evaluated.
     """
 
     number: int
@@ -90,20 +129,22 @@ class Candidate:
     distance: float
     nearest: str | None
     fingerprint: str
+    optimism: float = 0.0
 
 
 @dataclass(frozen=True)
 class ScoredTrial:
-    """A trial with a value."""
+    """A trial with a value; `optimism` as in `Candidate`."""
 
     number: int
     label: str
     value: float
     fingerprint: str
+    optimism: float
 
 
 def choose(study: Study, store: StudyStore) -> Choice:
-    """Apply the rule to everything the study has scored.
+    """Apply the rule to everything the study has scored on all its queries.
 
     Raises:
         NothingScoredError: no trial has a score yet.
@@ -116,7 +157,16 @@ def choose(study: Study, store: StudyStore) -> Choice:
             continue
         distance, nearest = distances.nearest(store.recipe(trial.number))
         candidates.append(
-            Candidate(trial.number, trial.label, trial.value, result.collections, distance, nearest, trial.fingerprint)
+            Candidate(
+                trial.number,
+                trial.label,
+                trial.value,
+                result.collections,
+                distance,
+                nearest,
+                trial.fingerprint,
+                trial.optimism,
+            )
         )
     if not candidates:
         raise NothingScoredError(f"study {study.name!r} has no scored trial yet; `mergesearch run` it first")
@@ -125,50 +175,76 @@ def choose(study: Study, store: StudyStore) -> Choice:
 
 def pick(candidates: Sequence[Candidate]) -> Choice:
     """The rule itself; trial numbers only decide which of several highest trials is shown beside the choice."""
-    reference = min(candidates, key=lambda c: (-c.value, c.distance, c.fingerprint))
-    errors = {c.number: paired_standard_error(reference.scores, c.scores) for c in candidates}
-    close = [c for c in candidates if reference.value - c.value <= errors[c.number]]
-    chosen = min(close, key=lambda c: (c.distance, -c.value, c.fingerprint))
-    highest = min(candidates, key=lambda c: (-c.value, c.number))
+    ranked = sorted(candidates, key=lambda c: (-c.value, c.distance, c.fingerprint))
+    shown = min(candidates, key=lambda c: (-c.value, c.number))
+    luck = luck_of([c.scores for c in ranked])
+    best_optimism = max(luck.optimism(), ranked[0].optimism)
+    verdict, chosen, optimism = "unknown", ranked[0], best_optimism
+    source, gain, interval = None, None, None
+    alone = np.array([i for i, c in enumerate(ranked) if c.distance == 0], dtype=np.intp)
+    if len(alone):
+        source = ranked[alone[0]]
+        gain = ranked[0].value - source.value
+        of_source = luck.optimism(lambda values: alone[values[:, alone].argmax(axis=1)])
+        shift = 0.0 if source is ranked[0] else best_optimism - of_source
+        low, high = luck.interval(0, int(alone[0]))
+        interval = (low - shift, high - shift)
+        verdict = "merge" if gain > best_optimism else "source"
+        if verdict == "source":
+            chosen, optimism = source, of_source
     return Choice(
         number=chosen.number,
         label=chosen.label,
         value=chosen.value,
-        best_number=highest.number,
-        best_label=highest.label,
-        best_value=highest.value,
-        standard_error=0.0 if chosen.number == highest.number else errors[chosen.number],
+        optimism=optimism,
+        expected=chosen.value - optimism,
+        best_number=shown.number,
+        best_label=shown.label,
+        best_value=shown.value,
+        best_optimism=best_optimism,
+        source_number=None if source is None else source.number,
+        source_label=None if source is None else source.label,
+        gain=gain,
+        gain_interval=interval,
+        verdict=verdict,
         nearest=chosen.nearest,
         distance=chosen.distance if math.isfinite(chosen.distance) else None,
     )
 
 
+def best_optimism(store: StudyStore) -> float | None:
+    """`Choice.best_optimism` without the study's files; None where no trial has scores per query."""
+    scored = [(t, r.collections) for t in scored_trials(store) if (r := store.result(t.number)) is not None]
+    if not scored:
+        return None
+    scored.sort(key=lambda found: (-found[0].value, found[0].fingerprint))
+    return max(luck_of([scores for _, scores in scored]).optimism(), scored[0][0].optimism)
+
+
+def luck_of(trials: Sequence[Sequence[CollectionScores]]) -> Luck:
+    """Luck among trials of one study: the same collections and queries in the same order."""
+    first = trials[0]
+    assert all([(c.collection, c.query_ids) for c in t] == [(c.collection, c.query_ids) for c in first] for t in trials)
+    scores_TQ = np.stack([np.concatenate([c.scores for c in t]) for t in trials])
+    return Luck(scores_TQ, [len(c.scores) for c in first], [c.weight for c in first])
+
+
 def scored_trials(store: StudyStore) -> list[ScoredTrial]:
-    """Every evaluated recipe once, under the first trial that scored it, in the order of trials."""
+    """Every evaluated recipe once, under the first trial that scored it, in the order of trials.
+
+    Trials that were given up before their last query (PRUNED) are not among them.
+    """
     found: dict[str, ScoredTrial] = {}
     for t in store.trials():
         fingerprint = t.user_attrs.get("recipe")  # missing in trials that other programs added to the study
         if t.state.name == "COMPLETE" and t.value is not None and fingerprint is not None:
-            trial = ScoredTrial(t.number, str(t.user_attrs.get("label", "")), float(t.value), fingerprint)
-            found.setdefault(fingerprint, trial)
+            label, optimism = str(t.user_attrs.get("label", "")), _screened(t.user_attrs)
+            found.setdefault(fingerprint, ScoredTrial(t.number, label, float(t.value), fingerprint, optimism))
     return list(found.values())
 
 
-def paired_standard_error(a: Sequence[CollectionScores], b: Sequence[CollectionScores]) -> float:
-    """Standard error of the difference between two trials' values, the weighted mean over collections.
-
-    Queries are paired; collections are independent samples, so their squared standard errors add up, each times
-    its squared share. A collection with one query has no spread to tell and adds nothing.
-
-    Args:
-        a: scores of one trial, float64 [Q] per collection.
-        b: scores of another trial of the study: the same collections and queries in the same order.
-    """
-    total = math.fsum(c.weight for c in a)
-    variances = []
-    for mine, theirs in zip(a, b, strict=True):
-        assert (mine.collection, mine.query_ids) == (theirs.collection, theirs.query_ids)
-        difference: NDArray[np.float64] = mine.scores - theirs.scores
-        if len(difference) > 1:
-            variances.append((mine.weight / total) ** 2 * float(difference.var(ddof=1)) / len(difference))
-    return math.sqrt(math.fsum(variances))
+def _screened(attributes: Mapping[str, Any]) -> float:
+    """The optimism that a strategy noted with its proposal, 0 where it noted none."""
+    proposal = attributes.get("proposal")
+    noted = proposal.get("optimism") if isinstance(proposal, Mapping) else None
+    return float(noted) if isinstance(noted, int | float) and math.isfinite(noted) else 0.0

@@ -26,7 +26,7 @@ from mergesearch.evaluation.pipeline import RetrievalEvaluator
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
-from mergesearch.results.choose import choose, scored_trials
+from mergesearch.results.choose import Choice, choose, scored_trials
 from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
 from mergesearch.results.model_card import model_card
 from mergesearch.results.model_files import save_model, states_encoding, template_files
@@ -87,8 +87,10 @@ def export_merge(
     """
     check_destination(out, force=force, needed=[*study.folders.values(), *study.adapters.values()])
     check_unchanged(study, store)
-    number = choose(study, store).number if trial is None else trial
-    recorded = _recorded(store, number)
+    recorded = None if trial is None else _recorded(store, trial)
+    choice = choose(study, store)
+    number = choice.number if trial is None else trial
+    recorded = recorded or _recorded(store, number)
     recipe = store.recipe(number)
     template = study.folders[recipe.template]
     spec = study.evaluator_spec()
@@ -105,7 +107,7 @@ def export_merge(
         del encoder
         with _unloadable_is_an_export_error():
             rescored, encoding = _check_saved(partial, spec, fingerprint, recorded, progress)
-        provenance = _provenance(study, store, number, recipe, recorded, rescored)
+        provenance = _provenance(study, store, number, recipe, recorded, rescored, choice)
         provenance["encoding"] = {**encoding, "differs_from_template": overridden}
         provenance["weights"] = fingerprint
         with writing(out):
@@ -236,8 +238,24 @@ def _unloadable_is_an_export_error() -> Iterator[None]:
         raise ExportError(f"the saved files cannot be used, so nothing was exported: {error}") from error
 
 
+def _luck(number: int, choice: Choice) -> dict[str, Any]:
+    """What is known of the luck in a trial's dev score; of a trial that someone named, nothing."""
+    if number == choice.number:
+        return {"optimism": choice.optimism, "expected": choice.expected, "verdict": choice.reason()}
+    if number == choice.best_number:
+        optimism = choice.best_optimism
+        return {"optimism": optimism, "expected": choice.best_value - optimism, "verdict": choice.reason()}
+    return {"optimism": None, "expected": None, "verdict": None}
+
+
 def _provenance(
-    study: Study, store: StudyStore, number: int, recipe: MergeRecipe, recorded: TrialResult, rescored: TrialResult
+    study: Study,
+    store: StudyStore,
+    number: int,
+    recipe: MergeRecipe,
+    recorded: TrialResult,
+    rescored: TrialResult,
+    choice: Choice,
 ) -> dict[str, Any]:
     """What mergesearch.json holds; `MergeRecipe.from_dict` reads `recipe` back."""
     # Of several readings of one test split the latest is told.
@@ -257,6 +275,7 @@ def _provenance(
             "note": "selection scores: the coefficients were chosen on these queries",
             "value": recorded.value,
             "rescored": rescored.value,
+            **_luck(number, choice),
             "collections": {
                 c.collection: {
                     "metric": c.metric,

@@ -50,6 +50,7 @@ scores = model.similarity(queries, documents)
 {scores}
 
 Scores on the dev split are selection scores: the coefficients were chosen on those queries.
+{luck}
 """
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -78,6 +79,7 @@ def model_card(study: Study, recipe: MergeRecipe, provenance: Mapping[str, Any])
         rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
         fingerprint=recipe.fingerprint,
         scores="\n".join(_scores(provenance)),
+        luck=_luck(provenance["dev"]),
     )
     return str(ModelCard(text))
 
@@ -126,6 +128,16 @@ def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str
         else:
             parts.append(f"{name} = {value:.6g}")
     return ", ".join(parts)
+
+
+def _luck(dev: Mapping[str, Any]) -> str:
+    """What is known of the luck in the dev score."""
+    if dev["optimism"] is None:
+        return "The merge was named by hand: how much of its dev score is luck was not estimated."
+    return (
+        f"Of the dev score {dev['value']:.4f} about {dev['optimism']:.4f} is luck, so that about {dev['expected']:.4f} "
+        f"is to be expected on other queries of the kind. Choice: {dev['verdict']}."
+    )
 
 
 def _scores(provenance: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.store import StudyStore
 
 
@@ -25,11 +26,20 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class Status:
-    """All trials of a study; `best` is the number of the highest scoring one."""
+    """All trials of a study.
+
+    Attributes:
+        study: its name.
+        trials: in number order.
+        best: the number of the highest scoring one.
+        best_optimism: how much of that score is luck on average, as `Choice.best_optimism`; None where
+            no trial has scores per query.
+    """
 
     study: str
     trials: tuple[TrialLine, ...]
     best: int | None
+    best_optimism: float | None
 
     def count(self, state: str) -> int:
         """How many trials are in a state."""
@@ -41,14 +51,14 @@ class Status:
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
         tokens = sum(t.tokens or 0 for t in self.trials)
         best = next((t for t in self.trials if t.number == self.best), None)
-        ending = (
-            f"; highest dev score {best.value:.4f} (trial {best.number})" if best and best.value is not None else ""
-        )
+        ending = ""
+        if best is not None and best.value is not None:
+            ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
         return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"study": self.study, "best": self.best, "trials": [asdict(t) for t in self.trials]}
+        return asdict(self)
 
 
 def read_status(store: StudyStore) -> Status:
@@ -71,4 +81,4 @@ def read_status(store: StudyStore) -> Status:
         )
     scored = [t for t in lines if t.value is not None and t.state == "complete"]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
-    return Status(store.record.name, tuple(lines), best.number if best else None)
+    return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store))

@@ -254,7 +254,12 @@ def test_the_chosen_merge_is_exported_by_default_and_a_repeated_recipe_by_its_nu
     from mergesearch import choose
 
     study, store = finished
-    assert export_merge(study, store, tmp_path / "a").trial == choose(study, store).number
+    choice = choose(study, store)
+    found = export_merge(study, store, tmp_path / "a")
+    assert found.trial == choice.number
+    dev = json.loads((found.folder / RECIPE_FILE).read_text(encoding="utf-8"))["dev"]
+    assert (dev["optimism"], dev["expected"], dev["verdict"]) == (choice.optimism, choice.expected, choice.reason())
+    assert choice.reason() in (found.folder / "README.md").read_text(encoding="utf-8")
     repeated = [t.number for t in store.trials() if "duplicate_of" in t.user_attrs]
     for number in repeated[:1]:
         assert export_merge(study, store, tmp_path / "b", trial=number).trial == number

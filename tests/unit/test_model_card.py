@@ -27,7 +27,13 @@ def provenance(**changes: Any) -> dict[str, Any]:
     lengths = {"query": 64, "document": 64}
     encoding = {"dtype": "bfloat16", "pooling": ["mean"], "similarity": "cosine", "max_length": lengths,
                 "differs_from_template": False}  # fmt: skip
-    dev = {"collections": {"a|b": {"metric": "ndcg@10", "score": 0.41234, "queries": 8}}}
+    dev = {
+        "value": 0.41234,
+        "optimism": 0.0123,
+        "expected": 0.40004,
+        "verdict": "the merge gains",
+        "collections": {"a|b": {"metric": "ndcg@10", "score": 0.41234, "queries": 8}},
+    }
     test = [{"split": "test", "collection": "a|b", "metric": "ndcg@10", "score": 0.4, "queries": 9}]
     return {"encoding": {"append_eos": False} | encoding | changes, "dev": dev, "test": test}
 
@@ -63,6 +69,10 @@ def test_recipe_and_scores_are_tables(tiny: TinyStudy) -> None:
     assert r"| dev | a\|b | ndcg@10 | 0.4123 | 8 |" in text
     assert r"| test | a\|b | ndcg@10 | 0.4000 | 9 |" in text
     assert "Scores on the dev split are selection scores" in text
+    assert "Of the dev score 0.4123 about 0.0123 is luck, so that about 0.4000 is to be expected" in text
+    by_hand = provenance()
+    by_hand["dev"] |= {"optimism": None, "expected": None, "verdict": None}
+    assert "was named by hand" in model_card(study, merge(study, "retriever", "domain"), by_hand)
 
 
 def test_what_the_user_has_to_repeat_is_said(tiny: TinyStudy) -> None:
