@@ -100,15 +100,19 @@ class TokenPlan:
         self, texts: NDArray[np.int64], *, pad_id: int, left: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids and attention mask of the named texts, int64 [B, L], padded to the longest of them."""
-        starts, ends = self.offsets[texts], self.offsets[texts + 1]
-        lengths = ends - starts
+        joined, lengths = self.joined(texts)
         columns = np.arange(lengths.max())[None, :]
         if left:
             columns = columns[:, ::-1]
         mask = columns < lengths[:, None]
         ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        ids[mask] = np.concatenate([self.ids[a:b] for a, b in zip(starts, ends, strict=True)])
+        ids[mask] = joined
         return ids, mask.astype(np.int64)
+
+    def joined(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Token ids of the named texts one after the other, int32 [T], and tokens per text, int64 [B]."""
+        starts, ends = self.offsets[texts], self.offsets[texts + 1]
+        return np.concatenate([self.ids[a:b] for a, b in zip(starts, ends, strict=True)]), ends - starts
 
     def chunks(self, most_texts: int) -> Iterator[range]:
         """Consecutive batch numbers that together hold at most `most_texts` texts, and at least one batch."""
