@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +85,6 @@ class Encoder:
             left=self._tokenizer.padding_side == "left",
             unpadded=unpadded,
             first_position=first_position(model),
-            keeps_keys="use_cache" in signature(model[0].model.forward).parameters,
         )
 
     @property
@@ -213,7 +211,8 @@ class Encoder:
 
     @torch.inference_mode()
     def _forward(self, inputs: Features) -> Tensor:
-        embeddings: Tensor = self.model(inputs)["sentence_embedding"]
+        # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
+        embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
         return embeddings[:, : self.settings.dimensions].float()
 
     def _features(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> dict[str, Any]:

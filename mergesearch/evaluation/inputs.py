@@ -30,8 +30,6 @@ class InputFormat:
         unpadded: texts lie one after the other in one row, without padding.
         first_position: the number of a text's first position; unpadded texts must be given theirs.
         token_types: the model wants segments named; all are 0.
-        keeps_keys: the model can keep every layer's keys and values, for generation. It is told not to: nobody reads
-            them, and they are more memory than all else of a batch.
     """
 
     pad_id: int
@@ -39,7 +37,6 @@ class InputFormat:
     unpadded: bool = False
     first_position: int = 0
     token_types: bool = False
-    keeps_keys: bool = False
 
 
 def features(plan: TokenPlan, texts: NDArray[np.int64], form: InputFormat) -> Features:
@@ -53,8 +50,6 @@ def features(plan: TokenPlan, texts: NDArray[np.int64], form: InputFormat) -> Fe
     made: Features = _unpadded(plan, texts, form.first_position) if form.unpadded else _padded(plan, texts, form)
     if form.token_types:
         made["token_type_ids"] = torch.zeros_like(made["input_ids"])
-    if form.keeps_keys:
-        made["use_cache"] = False
     made["modality"] = plan.modality
     if plan.prompt_length is not None:
         made["prompt_length"] = plan.prompt_length

@@ -1,7 +1,7 @@
 # ruff: noqa: T201 (it prints)
 """mergesearch beside what one would write without it: same models, same dev sample, same machine, one run.
 
-    python -m tests.benchmarks.against_others ../shared/data/nfcorpus --domain runs/nfcorpus-mlm [--queries 30]
+    python -m tests.benchmarks.against_others ../shared/data/nfcorpus --domain runs/nfcorpus-mlm
 
 (i)  mergekit's in-memory API, `SentenceTransformer.encode` and pytrec_eval in a loop over the grid;
 (ii) `SentenceTransformer.merge`, `SentenceTransformer.encode` and pytrec_eval as the objective of Optuna's TPE.
@@ -58,10 +58,10 @@ class Point:
 def main() -> None:
     """Run every side in turn and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, queries=30)
+    add_arguments(parser, queries=14)
     parser.add_argument("--strategy", default="embedding_surrogate", help="mergesearch's, for the search")
     parser.add_argument("--trials", type=int, default=12, help="budget of a search")
-    parser.add_argument("--seeds", type=int, default=3, help="searches with mergesearch")
+    parser.add_argument("--seeds", type=int, default=2, help="searches with mergesearch")
     parser.add_argument("--tpe-seeds", type=int, default=100)
     parser.add_argument("--tolerance", type=float, default=0.0005, help="how far from the best counts as the best")
     parser.add_argument("--side", choices=[*SIDES, "search"], help=argparse.SUPPRESS)

@@ -8,8 +8,9 @@ group), the forward passes of the same batches alone (inputs made and on the dev
 the matrix products of the model's own linear layers, at the tokens of a full batch. Ratios are medians over rounds.
 
 FLOPs are counted per batch from its padded tokens: 2 per weight of the layers' linear maps and token, and 4 · L² · H
-for attention per layer and text. Model FLOP utilisation (MFU) is the rate of the forward passes over `--peak-tflops`,
-or over the measured rate where no peak is given.
+for attention per layer and text. Model FLOP utilisation (MFU) is the rate of the forward passes over the accelerator's
+stated peak, where one is given. In brackets is the same ratio of the process's CPU seconds, which other processes
+disturb less.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Side:
         self.useful = self.tokens / self.evaluator.retrieval.n_padded_tokens
         self.scores: np.ndarray | None = None
         self.seconds: dict[str, list[float]] = {"trial": [], "forward": [], "products": []}
+        self.cpu_seconds: dict[str, list[float]] = {name: [] for name in self.seconds}
         self.phases: dict[str, list[float]] = {}
         self._trial()
         self.products()
@@ -92,25 +94,24 @@ class Side:
         """Everything once, in turn."""
         for name, call in (("forward", self._forward), ("trial", self._trial), ("products", self.products)):
             self._wait()
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             call()
             self._wait()
             self.seconds[name].append(time.perf_counter() - started)
+            self.cpu_seconds[name].append(time.process_time() - cpu_started)
 
     def per_second(self, amount: float, what: str) -> float:
         """An amount over the median seconds of what was timed."""
         return amount / statistics.median(self.seconds[what])
 
-    @property
-    def overhead(self) -> float:
+    def overhead(self, clock: dict[str, list[float]]) -> float:
         """Trial over forward passes: the median of the rounds' ratios."""
-        pairs = zip(self.seconds["trial"], self.seconds["forward"], strict=True)
+        pairs = zip(clock["trial"], clock["forward"], strict=True)
         return statistics.median(trial / forward for trial, forward in pairs)
 
-    @property
-    def share(self) -> float:
+    def share(self, clock: dict[str, list[float]]) -> float:
         """Rate of the forward passes over that of the products timed beside them: the median of the rounds' ratios."""
-        pairs = zip(self.seconds["forward"], self.seconds["products"], strict=True)
+        pairs = zip(clock["forward"], clock["products"], strict=True)
         return statistics.median(self.flops / f / (self.product_flops / p) for f, p in pairs)
 
     def _trial(self) -> None:
@@ -173,20 +174,22 @@ def _print(sides: dict[str, Side], arguments: argparse.Namespace) -> None:
         f"{model.config._attn_implementation}, {arguments.rounds} rounds"
     )
     peak = arguments.peak_tflops
-    utilisation = f"MFU of {peak:g} TFLOP/s" if peak else "of matmul rate"
     table = Table("dtype", "trial s", "forward s", "trial / forward", "tokens/s", "matmul GFLOP/s", "model GFLOP/s")
-    table.add_column(utilisation)
+    table.add_column("of matmul rate")
+    table.add_column(f"MFU of {peak:g} TFLOP/s" if peak else "MFU")
     for dtype, side in sides.items():
         rate = side.per_second(side.flops, "forward")
+        shares = [f"{ratio:.0%}" for ratio in (side.share(side.seconds), side.share(side.cpu_seconds))]
         table.add_row(
             dtype,
             f"{statistics.median(side.seconds['trial']):.3f}",
             f"{statistics.median(side.seconds['forward']):.3f}",
-            f"{side.overhead:.3f}",
+            f"{side.overhead(side.seconds):.3f} ({side.overhead(side.cpu_seconds):.3f})",
             f"{side.per_second(side.tokens, 'trial'):,.0f}",
             f"{side.per_second(side.product_flops, 'products') / 1e9:,.0f}",
             f"{rate / 1e9:,.0f}",
-            f"{rate / (peak * 1e12) if peak else side.share:.0%}",
+            f"{shares[0]} ({shares[1]})",
+            f"{rate / (peak * 1e12):.0%}" if peak else "–",
         )
     Console(width=140).print(table)
     for dtype, side in sides.items():

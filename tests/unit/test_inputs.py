@@ -88,21 +88,6 @@ def test_unpadded_texts_get_the_embeddings_of_padded_ones(kind: str, tmp_path: P
     torch.testing.assert_close(encoder.encode(plan), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
-def test_a_decoder_keeps_no_keys_and_values(kind: str, tmp_path: Path) -> None:
-    """They would only take memory: the embeddings are the same to the bit."""
-    encoder = open_encoder(make_tiny(kind, tmp_path / kind, n_layers=2))
-    plan = encoder.plan(TEXTS, "document")
-    kept: list[Any] = []
-    layer = encoder.model[0].model.layers[0]
-    layer.register_forward_pre_hook(lambda _, __, given: kept.append(given["past_key_values"]), with_kwargs=True)
-    embeddings = encoder.encode(plan)
-    assert set(kept) == {None}
-    encoder._form = replace(encoder._form, keeps_keys=False)
-    assert torch.equal(encoder.encode(plan), embeddings)
-    assert kept[-1] is not None
-
-
 def test_attention_is_sdpa_unless_the_user_says_otherwise(tmp_path: Path) -> None:
     folder = make_tiny("bert", tmp_path / "bert", n_layers=2)
     automatic, sdpa, eager = (open_encoder(folder, attention=name) for name in ("auto", "sdpa", "eager"))
