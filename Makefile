@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORPUS ?= ../shared/data/nfcorpus/corpus.jsonl
+COLLECTION ?= ../shared/data/nfcorpus
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow chaos lint format bench clean
+.PHONY: help quickstart test test-slow chaos lint format bench bench-search clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,8 +54,13 @@ bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks.merge_speed
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape minilm --dtype float32
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic,ties --rounds 3
-	@if test -f $(CORPUS); then $(BIN)/python -m tests.benchmarks.encode_speed $(CORPUS); \
-	else echo "encode_speed needs a corpus: make bench CORPUS=FOLDER/corpus.jsonl"; fi
+	@if test -d $(COLLECTION); then \
+	$(BIN)/python -m tests.benchmarks.encode_speed $(COLLECTION)/corpus.jsonl && \
+	$(BIN)/python -m tests.benchmarks.trial_cost $(COLLECTION); \
+	else echo "encode_speed and trial_cost need a BEIR folder: make bench COLLECTION=FOLDER"; fi
+
+bench-search: $(VENV)/.dev  ## beside mergekit and SentenceTransformer.merge with Optuna (ten minutes)
+	$(BIN)/python -m tests.benchmarks.against_others $(COLLECTION) $(if $(DOMAIN),--domain $(DOMAIN))
 
 clean:  ## remove the virtual environment and tool caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info

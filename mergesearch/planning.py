@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from mergesearch.sources.layout import span
 from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
 from mergesearch.token_counts import count_tokens
+from mergesearch.workers.machine import matmul_rates
 from mergesearch.workers.residency import batch_bytes, choose_residency, free_memory, page_locked
 
 LIBRARY_BYTES = 700 << 20
@@ -108,7 +109,8 @@ class MemoryPlan:
 class StudyPlan:
     """Everything `mergesearch plan` shows.
 
-    `seconds_per_trial` is estimated from a measured matmul rate; `measured_first` says what is measured of the sources.
+    `seconds_per_trial` is estimated from a measured matmul rate, and `dtypes` compares that with other dtypes';
+    `measured_first` says what is measured of the sources.
     """
 
     study: str
@@ -123,6 +125,7 @@ class StudyPlan:
     memory: MemoryPlan
     workers: int
     seconds_per_trial: float
+    dtypes: str
     measured_first: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class StudyPlan:
         if self.trials is not None:
             lines[-1] += f", {_duration(self.trials * self.seconds_per_trial / self.workers)} in all"
             lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
+        lines.append(self.dtypes)
         return "\n".join(lines)
 
 
@@ -206,7 +210,8 @@ def make_plan(study: Study) -> StudyPlan:
     tokens = {name: c.tokens for name, c in counts.items()}
     body = sum(torch.Size(p.shape).numel() for p in study.layout.parameters.values() if p.place.startswith("layer."))
     spec = study.evaluator_spec()
-    rate = matmul_rate(spec.evaluation.dtype, spec.evaluation.device, spec.threads)
+    dtype = spec.evaluation.dtype
+    rates = matmul_rates(frozenset({dtype, "float32", "bfloat16"}), spec.evaluation.device, spec.threads)
     return StudyPlan(
         study=study.name,
         sources=sources,
@@ -219,7 +224,8 @@ def make_plan(study: Study) -> StudyPlan:
         tokens_exact=all(c.exact for c in counts.values()),
         memory=memory_plan(study, tokens=sum(tokens.values())),
         workers=study.parsed.content.workers.count,
-        seconds_per_trial=2 * body * sum(tokens.values()) / (rate * EXPECTED_EFFICIENCY),
+        seconds_per_trial=2 * body * sum(tokens.values()) / (rates[dtype] * EXPECTED_EFFICIENCY),
+        dtypes=dtype_note(dtype, rates),
         measured_first=_measured_first(study),
     )
 
@@ -334,20 +340,17 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     return replace(plan, on_host=count * made, mapped=held.sources - made)
 
 
-def matmul_rate(dtype: str, device: str, threads: int) -> float:
-    """Floating point operations per second of a square matrix product, measured in about half a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a = torch.ones(1024, 1024, dtype=getattr(torch, dtype), device=device)
-        done, started = 0, time.perf_counter()
-        while time.perf_counter() - started < 0.5:
-            b = a @ a
-            done += 1
-        b[0, 0].item()  # waits for the device
-        return done * 2 * 1024**3 / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(before)
+def dtype_note(dtype: str, rates: Mapping[str, float]) -> str:
+    """How the study's dtype compares with the others that were measured, in one line."""
+    here = f"matrix products in {dtype}, measured: {rates[dtype] / 1e9:,.0f} GFLOP/s"
+    others = [f"{other} is {_compared(rate / rates[dtype])}" for other, rate in rates.items() if other != dtype]
+    return "; ".join([here, *others]) + " (`evaluation.dtype`, on which scores and the export depend)"
+
+
+def _compared(faster: float) -> str:
+    if faster > 1.1:
+        return f"{faster:.1f} × as fast"
+    return f"{1 / faster:.1f} × as slow" if faster < 1 / 1.1 else "about as fast"
 
 
 def _values(dimension: Dimension) -> str:

@@ -38,7 +38,8 @@ from mergesearch.study_inputs import (
     collection_specs,
     encoding_files,
 )
-from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec, default_threads
+from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec
+from mergesearch.workers.machine import default_threads
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
@@ -246,6 +247,7 @@ class Study:
                 similarity=evaluation.similarity,
                 append_eos=evaluation.append_eos,
                 dtype=evaluation.dtype,
+                attention=evaluation.attention,
                 batch_tokens=evaluation.batch_tokens,
                 search=evaluation.search,
                 device=_device(device or workers.device),
@@ -327,7 +329,9 @@ class Study:
                 **({"measured": self._what_is_measured()} if self.method.measured else {}),
             },
             "evaluation": {
-                **content.evaluation.model_dump(exclude={"collections", "search", "prompts"}),
+                **content.evaluation.model_dump(exclude={"collections", "search", "prompts", "attention"}),
+                # Like the device, what `auto` comes to is the machine's business.
+                **({} if content.evaluation.attention == "auto" else {"attention": content.evaluation.attention}),
                 "template_files": encoding_files(self.folders[merge.template]),
                 "collections": {
                     c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}

@@ -231,6 +231,9 @@ class EvaluationEntry(_Closed):
     without one (false). By default such a tokenizer is an error."""
     dtype: DType = "float32"
     """What the merge is evaluated and exported in."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """How attention is computed: `auto` takes FlashAttention 2, unpadded, on a CUDA device in half precision where the
+    package flash-attn is installed, and transformers' own choice (SDPA) elsewhere."""
     batch_tokens: int = Field(2048, ge=64)
     """Padded tokens per batch."""
     search: str = "torch"

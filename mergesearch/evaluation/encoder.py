@@ -6,7 +6,8 @@ tokenising and batching are taken out of the trial. Weights may be overwritten i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,16 @@ import torch
 from torch import Tensor
 
 from mergesearch.errors import EvaluationError
-from mergesearch.evaluation.loading import apply, check_attention, check_length, end_tokens, load
+from mergesearch.evaluation.inputs import Features, InputFormat, features, on_device, to_device
+from mergesearch.evaluation.loading import (
+    apply,
+    check_attention,
+    check_length,
+    choose_attention,
+    end_tokens,
+    first_position,
+    load,
+)
 from mergesearch.evaluation.settings import (
     Choices,
     EncodingSettings,
@@ -61,6 +71,7 @@ class Encoder:
         *,
         end_tokens: frozenset[int] = frozenset(),
         start_token: int | None = None,
+        unpadded: bool = False,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -69,7 +80,12 @@ class Encoder:
         self.parameters: Mapping[str, Tensor] = dict(model[0].model.named_parameters())
         self.notes: list[str] = []
         self._tokenizer = model[0].tokenizer
-        self._token_types = False
+        self._form = InputFormat(
+            pad_id=self._tokenizer.pad_token_id,
+            left=self._tokenizer.padding_side == "left",
+            unpadded=unpadded,
+            first_position=first_position(model),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +153,7 @@ class Encoder:
         """
         embeddings = torch.empty(plan.n_texts, self.settings.dimensions, device=self.device)
         for rows, part in self.chunks(plan, plan.n_texts, on_batch):
-            embeddings[torch.from_numpy(rows).to(self.device)] = part
+            embeddings[to_device(torch.from_numpy(rows), self.device)] = part
         return embeddings
 
     def chunks(
@@ -152,12 +168,13 @@ class Encoder:
             EvaluationError: one text alone does not fit into memory.
         """
         for numbers in plan.chunks(most_texts):
+            batches = [plan.batches[number] for number in numbers]
             parts = []
-            for number in numbers:
-                parts.append(self.encode_batch(plan, plan.batches[number]))
+            for batch, inputs in zip(batches, self.inputs(plan, batches), strict=True):
+                parts.append(self._encode(plan, batch, inputs))
                 if on_batch is not None:
                     on_batch()
-            yield np.concatenate([plan.batches[number] for number in numbers]), torch.cat(parts)
+            yield np.concatenate(batches), torch.cat(parts)
 
     def encode_batch(self, plan: TokenPlan, texts: NDArray[np.int64]) -> Tensor:
         """Embeddings of the named texts as one batch, fp32 [B, E].
@@ -167,8 +184,15 @@ class Encoder:
         Raises:
             EvaluationError: one text alone does not fit into memory.
         """
+        return self._encode(plan, texts, next(self.inputs(plan, [texts])))
+
+    def inputs(self, plan: TokenPlan, batches: Iterable[NDArray[np.int64]]) -> Iterator[Features]:
+        """What the model is called with for each batch, on its device; see `on_device`."""
+        return on_device((features(plan, texts, self._form) for texts in batches), self.device)
+
+    def _encode(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
         try:
-            return self._forward(plan, texts)
+            return self._forward(inputs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -186,40 +210,31 @@ class Encoder:
         return torch.cat([self.encode_batch(plan, texts[:middle]), self.encode_batch(plan, texts[middle:])])
 
     @torch.inference_mode()
-    def _forward(self, plan: TokenPlan, texts: NDArray[np.int64]) -> Tensor:
-        ids, mask = plan.padded(texts, pad_id=self._tokenizer.pad_token_id, left=self._tokenizer.padding_side == "left")
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids).to(self.device),
-            "attention_mask": torch.from_numpy(mask).to(self.device),
-            "modality": plan.modality,
-        }
-        if self._token_types:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        if plan.prompt_length is not None:
-            features["prompt_length"] = plan.prompt_length
-        embeddings: Tensor = self.model(features)["sentence_embedding"]
+    def _forward(self, inputs: Features) -> Tensor:
+        # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
+        embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
         return embeddings[:, : self.settings.dimensions].float()
 
     def _features(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> dict[str, Any]:
         """What sentence-transformers makes of a few texts, padded."""
         self.model.max_seq_length = max_length - self.settings.append_eos
-        features: dict[str, Any] = dict(self.model.preprocess(list(texts), prompt=prompt or None, task=kind))
-        if unexpected := set(features) - _FEATURES:
+        made: dict[str, Any] = dict(self.model.preprocess(list(texts), prompt=prompt or None, task=kind))
+        if unexpected := set(made) - _FEATURES:
             raise EvaluationError(f"the model wants inputs that are not planned for: {sorted(unexpected)}.")
-        token_types = features.get("token_type_ids")
+        token_types = made.get("token_type_ids")
         if token_types is not None and token_types.any():
             raise EvaluationError("the tokenizer marks segments by token_type_ids, which is not supported.")
-        self._token_types = token_types is not None
-        return features
+        self._form = replace(self._form, token_types=token_types is not None)
+        return made
 
     def _how_called(self, prompt: str, kind: Kind, max_length: int) -> tuple[int | None, str]:
-        features = self._features(["a"], prompt, kind, max_length)
-        return None if self.settings.include_prompt else features.get("prompt_length"), features["modality"]
+        made = self._features(["a"], prompt, kind, max_length)
+        return None if self.settings.include_prompt else made.get("prompt_length"), made["modality"]
 
     def _tokenize(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> TokenizedTexts:
-        features = self._features(texts, prompt, kind, max_length)
-        mask = features["attention_mask"].bool()
-        ids = features["input_ids"][mask].numpy().astype(np.int32)
+        made = self._features(texts, prompt, kind, max_length)
+        mask = made["attention_mask"].bool()
+        ids = made["input_ids"][mask].numpy().astype(np.int32)
         lengths = mask.sum(dim=1).numpy()
         if not lengths.all():
             raise EvaluationError(f"text {texts[int(lengths.argmin())]!r} has no tokens, so it cannot be encoded.")
@@ -256,6 +271,7 @@ def open_encoder(
     similarity: str | None = None,
     max_length: int | None = None,
     append_eos: bool | None = None,
+    attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> Encoder:
     """Load a retriever with the pooling, normalisation, prompts and lengths that its own files state.
@@ -270,6 +286,7 @@ def open_encoder(
         max_length: tokens per text, instead of the files'.
         append_eos: for models that read a text off its end token: append it where the tokenizer does not
             (True), or accept texts without one (False). By default such a tokenizer is an error.
+        attention: an implementation of attention; see `choose_attention`.
         trust_remote_code: run Python code that lies in the folder.
 
     Raises:
@@ -282,6 +299,7 @@ def open_encoder(
     resolved = resolve(folder, choices)
     model = load(folder, DTYPES[dtype], device, trust_remote_code)
     include_prompt = apply(model, resolved)
+    chosen, unpadded = choose_attention(model, attention)
     settings = EncodingSettings(
         pooling=resolved.pooling,
         normalize=resolved.normalize,
@@ -292,6 +310,7 @@ def open_encoder(
         append_eos=bool(append_eos),
         dimensions=model.truncate_dim or model.get_embedding_dimension(),
         dtype=dtype,
+        attention=chosen,
     )
     model[0].query_length = model[0].document_length = None  # Lengths are given per plan from here on.
     tokenizer = model[0].tokenizer
@@ -301,6 +320,7 @@ def open_encoder(
         settings,
         end_tokens=frozenset(end_tokens(model)) if reads_end and append_eos is not False else frozenset(),
         start_token=tokenizer.bos_token_id if "bos" in resolved.files.adds else None,
+        unpadded=unpadded,
     )
     probe = encoder.plan(["a b", "a c"], "document", prompt="")
     check_attention(model, *probe.padded(np.arange(2), pad_id=tokenizer.pad_token_id, left=False))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mergesearch.evaluation.settings import Resolved
 
 
+ATTENTION = ("sdpa", "flash_attention_2", "eager")
+"""Implementations of attention that can be asked for."""
+
+
 def load(folder: Path, dtype: torch.dtype, device: str, trust_remote_code: bool) -> Any:
     """The `SentenceTransformer`, in `dtype` from the start, ready for inference."""
     from sentence_transformers import SentenceTransformer
@@ -106,19 +110,82 @@ def check_attention(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64])
         )
 
 
+def choose_attention(model: Any, wanted: str) -> tuple[str, bool]:
+    """Set how the loaded model computes attention.
+
+    `auto` takes FlashAttention 2 where it can be had: a CUDA device, weights of half precision, an architecture that
+    supports it and the package flash-attn. Everywhere else it leaves transformers' own choice, which is SDPA for all
+    but a few old architectures.
+
+    Returns:
+        The implementation's name, and whether batches go in unpadded.
+
+    Raises:
+        EvaluationError: the implementation is not to be had here.
+    """
+    transformer = model[0].model
+    if wanted == "auto":
+        usable = _lacks_for_flash(transformer) == []
+        wanted = "flash_attention_2" if usable else transformer.config._attn_implementation
+    elif wanted not in ATTENTION:
+        raise EvaluationError(f"attention {wanted!r} is not one of auto, {', '.join(ATTENTION)}.")
+    elif wanted == "flash_attention_2" and (lacking := _lacks_for_flash(transformer)):
+        raise EvaluationError(
+            f"attention flash_attention_2 needs {' and '.join(lacking)}. `attention: auto` uses it where it can."
+        )
+    if wanted != transformer.config._attn_implementation:
+        transformer.set_attn_implementation(wanted)
+        if transformer.config._attn_implementation != wanted:
+            raise EvaluationError(
+                f"{type(transformer).__name__} does not let its attention be set to {wanted}. Use `attention: auto`."
+            )
+    return wanted, wanted == "flash_attention_2" and _takes_unpadded(model[0])
+
+
+def _lacks_for_flash(transformer: Any) -> list[str]:
+    from transformers.utils import is_flash_attn_2_available
+
+    needs = {
+        "a CUDA device": transformer.device.type == "cuda",
+        "`dtype: bfloat16` or `float16`": transformer.dtype in (torch.bfloat16, torch.float16),
+        "an architecture that supports it": bool(getattr(transformer, "_supports_flash_attn", False)),
+        "the package flash-attn": is_flash_attn_2_available(),
+    }
+    return [what for what, there in needs.items() if not there]
+
+
+def _takes_unpadded(module: Any) -> bool:
+    """sentence-transformers knows; asked, it also lets the unpadded batch's own keys through to the model."""
+    module.unpad_inputs = None
+    takes = bool(module.can_flatten_inputs)
+    module.unpad_inputs = False  # Tokenising gives padded rows all the same.
+    return takes
+
+
+def first_position(model: Any) -> int:
+    """The number of a text's first position: RoBERTa and its kin count from padding_idx + 1."""
+    for module in _with_positions(model):
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int):
+            return padding + 1
+    return 0
+
+
 def check_length(model: Any, max_length: int) -> None:
     """Raise an `EvaluationError` when a model with learned positions has fewer than `max_length`."""
-    for module in model[0].model.modules():
-        table = getattr(module, "position_embeddings", None)
-        if isinstance(table, torch.nn.Embedding):
-            padding = getattr(module, "padding_idx", None)
-            # RoBERTa and its kin count positions from padding_idx + 1.
-            limit = table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
-            if max_length > limit:
-                raise EvaluationError(
-                    f"a maximum length of {max_length} tokens is more than the model's {limit} positions. "
-                    f"Give {limit} or less."
-                )
+    for module in _with_positions(model):
+        limit = module.position_embeddings.num_embeddings - first_position(model)
+        if max_length > limit:
+            raise EvaluationError(
+                f"a maximum length of {max_length} tokens is more than the model's {limit} positions. "
+                f"Give {limit} or less."
+            )
+
+
+def _with_positions(model: Any) -> list[Any]:
+    """Modules with a table of learned positions."""
+    modules = model[0].model.modules()
+    return [m for m in modules if isinstance(getattr(m, "position_embeddings", None), torch.nn.Embedding)]
 
 
 @contextmanager

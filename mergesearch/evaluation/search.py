@@ -65,7 +65,7 @@ class TopK:
         candidates: the only corpus positions that each query may be answered with; None for the whole corpus.
 
     Raises:
-        EvaluationError: an embedding is NaN or infinite.
+        EvaluationError: an embedding is NaN or infinite. On a GPU, `add` says so of queries too.
     """
 
     def __init__(
@@ -78,7 +78,11 @@ class TopK:
         exclude: NDArray[np.int64] | None = None,
         candidates: Sequence[NDArray[np.int64]] | None = None,
     ) -> None:
-        self._queries_QE = _finite(queries_QE, "query")
+        self._queries_QE = queries_QE.float()
+        # Looking at a GPU's values waits for them; there the queries are looked at with the first documents.
+        self._looked_at = queries_QE.device.type != "cuda"
+        if self._looked_at:
+            _check_finite(self._queries_QE, "query")
         self._backend: SearchBackend = get_backend(backend)
         self._depth = depth
         device = queries_QE.device
@@ -103,7 +107,11 @@ class TopK:
         """
         if not len(rows):
             return
-        documents_CE = _finite(documents_CE, "document").contiguous()
+        if not self._looked_at:
+            _check_finite(self._queries_QE, "query")
+            self._looked_at = True
+        documents_CE = documents_CE.float().contiguous()
+        _check_finite(documents_CE, "document")
         row_C = torch.from_numpy(rows).to(documents_CE.device)
         for queries, columns_QM in self._proposals(row_C, documents_CE):
             kept = self._keys_QK[queries]
@@ -185,15 +193,13 @@ def _ordered_to_float(ordered: Tensor) -> Tensor:
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
-def _finite(embeddings: Tensor, what: str) -> Tensor:
-    embeddings = embeddings.float()
+def _check_finite(embeddings: Tensor, what: str) -> None:
     if not torch.isfinite(embeddings).all():
         broken = int((~torch.isfinite(embeddings).all(dim=1)).sum())
         raise EvaluationError(
             f"{broken} of {len(embeddings)} {what} embeddings hold NaN or infinite values, so the merge "
             "cannot be scored. Its weights are too large for the arithmetic: smaller coefficients or float32 help."
         )
-    return embeddings
 
 
 def _rectangle(lists: Sequence[NDArray[np.int64]]) -> Tensor:

@@ -36,6 +36,7 @@ class EncodingSettings:
         append_eos: whether an end token is appended that the tokenizer itself leaves out.
         dimensions: of the embeddings.
         dtype: of weights and arithmetic; embeddings come out in fp32.
+        attention: the implementation of attention that transformers was told to use.
     """
 
     pooling: tuple[str, ...]
@@ -47,6 +48,7 @@ class EncodingSettings:
     append_eos: bool
     dimensions: int
     dtype: str
+    attention: str
 
 
 @dataclass(frozen=True)

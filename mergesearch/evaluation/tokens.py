@@ -100,23 +100,26 @@ class TokenPlan:
         self, texts: NDArray[np.int64], *, pad_id: int, left: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids and attention mask of the named texts, int64 [B, L], padded to the longest of them."""
-        starts, ends = self.offsets[texts], self.offsets[texts + 1]
-        lengths = ends - starts
+        joined, lengths = self.joined(texts)
         columns = np.arange(lengths.max())[None, :]
         if left:
             columns = columns[:, ::-1]
         mask = columns < lengths[:, None]
         ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        ids[mask] = np.concatenate([self.ids[a:b] for a, b in zip(starts, ends, strict=True)])
+        ids[mask] = joined
         return ids, mask.astype(np.int64)
 
     def subset(self, texts: NDArray[np.int64], batch_tokens: int = BATCH_TOKENS) -> TokenPlan:
         """A plan of its own for some of the texts, in the order given."""
-        lengths = self.lengths[texts]
-        pieces = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in texts]
-        ids = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+        ids, lengths = self.joined(texts)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return TokenPlan(ids, offsets, plan_batches(lengths, batch_tokens), self.prompt_length, self.modality)
+
+    def joined(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Token ids of the named texts one after the other, int32 [T], and tokens per text, int64 [B]."""
+        starts, ends = self.offsets[texts], self.offsets[texts + 1]
+        pieces = [self.ids[a:b] for a, b in zip(starts, ends, strict=True)]
+        return np.concatenate([np.zeros(0, dtype=np.int32), *pieces]), ends - starts
 
     def chunks(self, most_texts: int) -> Iterator[range]:
         """Consecutive batch numbers that together hold at most `most_texts` texts, and at least one batch."""

@@ -165,6 +165,7 @@ def _check_saved(
         dtype=settings.dtype,
         device=settings.device,
         append_eos=settings.append_eos,
+        attention=settings.attention,
         trust_remote_code=trusted,
     )
     if ResidentMerger(encoder.parameters, {}, dict.fromkeys(encoder.parameters, "")).fingerprint() != fingerprint:

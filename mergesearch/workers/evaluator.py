@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,6 +97,7 @@ class EvaluationSettings:
     similarity: str | None = None
     append_eos: bool | None = None
     dtype: str = "float32"
+    attention: str = "auto"
     batch_tokens: int = 2048
     search: str = "torch"
     device: str = "cpu"
@@ -255,6 +255,7 @@ def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: 
         # Plans cut each kind of text to its own length; this one stands in for a length that no file states.
         max_length=max(n for n in lengths if n is not None) if None not in lengths else None,
         append_eos=settings.append_eos,
+        attention=settings.attention,
         trust_remote_code=trust_remote_code,
     )
 
@@ -303,9 +304,3 @@ def _token_store(collections: Sequence[WeightedCollection]) -> Iterator[Path | N
         raise CollectionError([problem]) from error
     with folder as path:
         yield Path(path)
-
-
-def default_threads(workers: int) -> int:
-    """CPU threads for each of `workers` on this machine, so that they do not fight over cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)

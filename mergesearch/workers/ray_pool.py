@@ -41,6 +41,8 @@ class _Actor:
     def __init__(self, spec: EvaluatorSpec) -> None:
         self._evaluator: TrialEvaluator | None = None
         self._problem = ""
+        # Tokenizers have a thread pool beside torch's, made when they are first used: of all cores, unless told.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(spec.threads))
         try:
             self._evaluator = TrialEvaluator(spec)
         except MergesearchError as error:

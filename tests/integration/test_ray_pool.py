@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from optuna.trial import FrozenTrial
 
 from mergesearch.controller import Controller
@@ -261,6 +262,20 @@ def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: St
     assert gone(processes)
     assert ray.is_initialized()  # it was not the pool's
     pool.close()
+
+
+def threads_of(worker: Any) -> dict[str, int]:
+    """Runs in the worker, in a call after the one that loaded the sources."""
+    found = dict(re.findall(r"(\w+_get_(?:max|num)_threads)\(\) : (\d+)", torch.__config__.parallel_info()))
+    return {name: int(n) for name, n in {**found, "rayon": os.environ["RAYON_NUM_THREADS"]}.items()}
+
+
+def test_a_worker_has_the_threads_of_its_share(cluster: None, study: Study) -> None:
+    """Of torch, OpenMP, MKL and the tokenizers, whatever OMP_NUM_THREADS says (here 1, in tests)."""
+    with RayPool(replace(study.evaluator_spec(), threads=2), 1) as pool:
+        found = ray.get(pool._actors["ray-0"].__ray_call__.remote(threads_of))
+    assert {"omp_get_max_threads", "rayon"} <= found.keys()
+    assert set(found.values()) == {2}
 
 
 def test_sources_that_cannot_be_loaded_end_the_pool_with_the_reason(

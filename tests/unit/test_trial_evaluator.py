@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mergesearch.errors import CollectionError, MergeError, SourceError
 from mergesearch.resolving import load_study
 from mergesearch.workers import evaluator
-from mergesearch.workers.evaluator import TrialEvaluator, default_threads, open_merger
+from mergesearch.workers.evaluator import TrialEvaluator, open_merger
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
@@ -90,9 +90,3 @@ def test_sources_of_all_dtypes_are_merged_in_float32(tmp_path: Path) -> None:
             assert [stored[s][name].dtype for s in dtypes] == [*dtypes.values()]
             exact = sum(share * stored[s][name].double() for s, share in shares.items())
             torch.testing.assert_close(parameter.double(), exact, rtol=1e-6, atol=1e-7)
-
-
-def test_workers_share_the_cores() -> None:
-    cores = default_threads(1)
-    assert all(default_threads(n) * n <= max(n, cores) for n in range(1, 2 * cores + 1))
-    assert default_threads(cores + 1) == 1
