@@ -7,6 +7,8 @@ tokenising and batching are taken out of the trial. Weights may be overwritten i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +26,14 @@ from mergesearch.evaluation.settings import (
     stated_prompts,
 )
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenizedTexts, TokenPlan, make_plan
+from mergesearch.sources.layout import find_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from mergesearch.evaluation.prefix import PrefixReuse
 
 OnBatch = Callable[[], None]
 
@@ -52,6 +57,8 @@ class Encoder:
         end_tokens: ids that a text must end in; empty when that does not matter.
         parameters: name to live parameter of the transformer inside, tied ones once. Overwrite in place.
         notes: what was out of the ordinary since the list was last cleared, such as a batch that was split.
+        layer_tokens: useful tokens times the transformer layers that were run for them, since it was last set.
+        reuse: what keeps hidden states for merges that are equal in their lower layers; None when nothing does.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class Encoder:
         self.start_token = start_token
         self.parameters: Mapping[str, Tensor] = dict(model[0].model.named_parameters())
         self.notes: list[str] = []
+        self.layer_tokens = 0
+        self.reuse: PrefixReuse | None = None
         self._tokenizer = model[0].tokenizer
         self._token_types = False
 
@@ -75,6 +84,11 @@ class Encoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.parameters.values())).device
+
+    @cached_property
+    def layers(self) -> tuple[torch.nn.Module, ...]:
+        """The transformer blocks, in the order in which they run."""
+        return tuple(find_layers(self.model[0].model)[1])
 
     def describe(self) -> EncodingSettings:
         """The settings, for the study's record."""
@@ -173,7 +187,9 @@ class Encoder:
             if not _is_out_of_memory(error):
                 raise
             longest = int(plan.lengths[texts].max())
-            if len(texts) == 1:
+            # What is kept for later must not decide how a batch is split.
+            made_room = self.reuse is not None and self.reuse.cache.give_way()
+            if len(texts) == 1 and not made_room:
                 raise EvaluationError(
                     f"a single text of {longest} tokens does not fit into the memory of {self.device}. Give "
                     "a smaller maximum length, or a device with more memory."
@@ -181,6 +197,8 @@ class Encoder:
         # Only here, past the handler, are the failed attempt's tensors free.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if made_room:
+            return self.encode_batch(plan, texts)
         self.notes.append(f"a batch of {len(texts)} × {longest} tokens did not fit into memory and was split")
         middle = len(texts) // 2
         return torch.cat([self.encode_batch(plan, texts[:middle]), self.encode_batch(plan, texts[middle:])])
@@ -197,7 +215,9 @@ class Encoder:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
         if plan.prompt_length is not None:
             features["prompt_length"] = plan.prompt_length
-        embeddings: Tensor = self.model(features)["sentence_embedding"]
+        with nullcontext(0) if self.reuse is None else self.reuse.batch(plan, texts) as known_layers:
+            embeddings: Tensor = self.model(features)["sentence_embedding"]
+        self.layer_tokens += int(mask.sum()) * (len(self.layers) - known_layers)
         return embeddings[:, : self.settings.dimensions].float()
 
     def _features(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> dict[str, Any]:

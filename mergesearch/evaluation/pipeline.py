@@ -154,6 +154,7 @@ class RetrievalEvaluator:
             EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
         """
         self.encoder.notes.clear()
+        self.encoder.layer_tokens = 0
         clock = _Clock(self.encoder.device)
         done = 0
 
@@ -167,7 +168,9 @@ class RetrievalEvaluator:
         notes = tuple(
             note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
         )
-        return TrialResult(scores, dict(clock.seconds), self.n_tokens, notes=notes)
+        return TrialResult(
+            scores, dict(clock.seconds), self.n_tokens, notes=notes, layer_tokens=self.encoder.layer_tokens
+        )
 
     def _score(
         self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool

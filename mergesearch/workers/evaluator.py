@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.alignment import align, share_tokens
 from mergesearch.sources.cache import cache_dir
-from mergesearch.sources.layout import read_layout
+from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, Task
 from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
@@ -164,8 +164,17 @@ class TrialEvaluator:
         started = time.perf_counter()
         self.merger.apply(recipe)
         merged = time.perf_counter() - started
-        result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
+        with self._reusing(recipe):
+            result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
         return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker)
+
+    def _reusing(self, recipe: MergeRecipe) -> AbstractContextManager[None]:
+        """Lets hidden states be kept and reused by what decides them in the recipe."""
+        reuse = self.encoder.reuse
+        if reuse is None:
+            return nullcontext()
+        places = {place: lowest_layer(place) for group in recipe.groups for place in group.places}
+        return reuse.trial(lambda boundary: recipe.prefix_key({p for p, n in places.items() if n < boundary}))
 
 
 def attempt(evaluator: TrialEvaluator, task: Task, worker: str, progress: BatchProgress | None = None) -> Outcome:
