@@ -19,6 +19,7 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
+from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
@@ -28,6 +29,7 @@ from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, Task
+from mergesearch.workers.prefix_memory import PrefixSpec, prefix_room
 from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,7 @@ class EvaluatorSpec:
         adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
         residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
         workers: how many may run on one machine.
+        prefix: where hidden states of one trial may serve another.
     """
 
     folders: Mapping[str, Path]
@@ -129,6 +132,7 @@ class EvaluatorSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     residency: Residency = "auto"
     workers: int = 1
+    prefix: PrefixSpec = field(default_factory=PrefixSpec)
 
 
 class TrialEvaluator:
@@ -146,6 +150,7 @@ class TrialEvaluator:
         self.spec = spec
         self.encoder, self.merger = open_merger(spec)
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+        self.encoder.reuse = self._open_reuse()
 
     def evaluate(
         self,
@@ -167,6 +172,22 @@ class TrialEvaluator:
         with self._reusing(recipe):
             result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
         return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker)
+
+    def _open_reuse(self) -> PrefixReuse | None:
+        """What keeps hidden states between trials, in memory that is left now; None where it would not pay."""
+        spec, device = self.spec, self.spec.evaluation.device
+        if not spec.prefix.boundaries:
+            return None
+        host = free_memory("cpu") // spec.workers
+        free = free_memory(device) if device.startswith("cuda") else host
+        working = working_bytes(spec.evaluation.batch_tokens, self.encoder.settings.dimensions)
+        tokens = self.retrieval.n_padded_tokens
+        found = prefix_room(spec.prefix, device, tokens=tokens, room=free - working, host=host)
+        logger.info("hidden states are kept at %s, %d + %d bytes", *found)
+        if not found.boundaries:
+            return None
+        cache = PrefixCache(self.encoder.device, found.device, found.host)
+        return open_reuse(self.encoder, found.boundaries, cache)
 
     def _reusing(self, recipe: MergeRecipe) -> AbstractContextManager[None]:
         """Lets hidden states be kept and reused by what decides them in the recipe."""
