@@ -54,6 +54,7 @@ bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 	$(BIN)/python -m tests.benchmarks.merge_speed
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape minilm --dtype float32
 	$(BIN)/python -m tests.benchmarks.merge_scale --shape 1b --methods linear,task_arithmetic,ties --rounds 3
+	$(BIN)/python -m tests.benchmarks.prefix_reuse
 	@if test -d $(COLLECTION); then \
 	$(BIN)/python -m tests.benchmarks.encode_speed $(COLLECTION)/corpus.jsonl && \
 	$(BIN)/python -m tests.benchmarks.trial_cost $(COLLECTION); \

@@ -134,6 +134,7 @@ class Controller:
         self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
         self._distributions = study.space.distributions()
         self._flight: dict[int, _Trial] = {}
+        self._last: dict[str, int] = {}  # the trial that a worker was given last
         self._waiting: deque[_Trial] = deque()
         self._summary = Summary("")
         self._failures = 0
@@ -206,13 +207,16 @@ class Controller:
         if self._summary.reason:
             return False
         number = len(history)
-        proposal = self._strategy.propose(history, number)
+        worker = self._pool.idle[0]
+        last = self._last.get(worker)
+        near = None if last is None else history[last].params
+        proposal = self._strategy.propose(history, number, near=near)
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
         label = self._study.space.label(proposal.params)
         attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs, **proposal.shown}
-        return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs)
+        return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs, worker)
 
     def _used_up(self, history: Sequence[FrozenTrial], started: float) -> str:
         """Why the budget allows no further trial; empty when it does. Trials in flight count as evaluated."""
@@ -241,7 +245,14 @@ class Controller:
             attrs[SOURCE_ATTR] = anchor.source
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs)
 
-    def _begin(self, logical_id: str, params: Mapping[str, float], recipe: MergeRecipe, attrs: dict[str, Any]) -> bool:
+    def _begin(
+        self,
+        logical_id: str,
+        params: Mapping[str, float],
+        recipe: MergeRecipe,
+        attrs: dict[str, Any],
+        worker: str | None = None,
+    ) -> bool:
         """Record a new trial and start it; False, and nothing is recorded, while a worker holds its recipe."""
         fingerprint = recipe.fingerprint
         if self._is_held(fingerprint):
@@ -251,7 +262,7 @@ class Controller:
             attrs = {**attrs, "duplicate_of": scored[0]}
         distributions = {k: v for k, v in self._distributions.items() if k in params}
         number = self._store.begin(params, distributions, recipe=recipe, attrs=attrs, logical_id=logical_id)
-        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint), scored)
+        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint), scored, worker)
         return True
 
     def _start_waiting(self) -> bool:
@@ -266,16 +277,19 @@ class Controller:
     def _is_held(self, fingerprint: str) -> bool:
         return any(trial.fingerprint == fingerprint for trial in self._flight.values())
 
-    def _start(self, trial: _Trial, scored: tuple[int, TrialResult] | None) -> None:
-        """Give a trial to a worker, or at once the scores of an equal recipe."""
+    def _start(self, trial: _Trial, scored: tuple[int, TrialResult] | None, worker: str | None = None) -> None:
+        """Give a trial to the named worker or to any, or at once the scores of an equal recipe."""
         if scored is not None:
             original, result = scored
-            self._store.finish(trial.number, replace(result, seconds={}, tokens=0, worker="reused", notes=()))
+            self._store.finish(
+                trial.number, replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
+            )
             self._summary.reused += 1
             self._fruitless += 1
             self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
             return
-        worker = self._pool.submit(trial.task)
+        worker = self._pool.submit(trial.task, worker)
+        self._last[worker] = trial.number
         self._flight[trial.number] = trial
         trial.epoch = self._store.lease(trial.number, worker)
         self._tell(self._listener.started, trial.number, trial.label)
@@ -326,7 +340,7 @@ class Controller:
         """Record what became of a trial's task."""
         trial = self._flight.pop(outcome.task.number)
         if outcome.worker_died:
-            self._after_death(trial, outcome.failure or "no reason given")
+            self._after_death(trial, outcome.worker, outcome.failure or "no reason given")
             return
         if not isinstance(outcome.result, TrialResult):
             self._fail(trial, outcome.failure or "no reason given", recipe_at_fault=outcome.recipe_at_fault)
@@ -345,9 +359,10 @@ class Controller:
         new_best, self._best = value > self._best, max(self._best, value)
         self._tell(self._listener.finished, trial.number, trial.label, outcome.result, new_best=new_best)
 
-    def _after_death(self, trial: _Trial, reason: str) -> None:
+    def _after_death(self, trial: _Trial, worker: str, reason: str) -> None:
         """Try again with another worker, or fail with what was seen each time."""
         trial.deaths.append(reason)
+        self._last.pop(worker, None)  # its successor starts with nothing
         times = len(trial.deaths)
         if times <= self._search.retries:
             self._waiting.appendleft(trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ import torch
 
 from mergesearch.errors import MemoryPlanError
 from mergesearch.evaluation.pipeline import CHUNK_DOCUMENTS
+from mergesearch.evaluation.tokens import LEAST_USEFUL
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
 from mergesearch.merging.resident import chunk_for
 from mergesearch.search.dimension import Dimension
@@ -20,6 +22,7 @@ from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
 from mergesearch.token_counts import count_tokens
 from mergesearch.workers.machine import matmul_rates
+from mergesearch.workers.prefix_memory import prefix_room
 from mergesearch.workers.residency import batch_bytes, choose_residency, free_memory, page_locked
 
 LIBRARY_BYTES = 700 << 20
@@ -56,6 +59,7 @@ class MemoryPlan:
         embeddings: one chunk of document embeddings, estimated.
         texts: the texts of all collections as Python holds them, and 4 bytes per token, estimated; none on a
             CUDA GPU, which holds neither.
+        prefixes: hidden states that are kept for trials with the same lower layers.
         libraries: further processes themselves, estimated (on a CPU; a local worker is this process).
         workers: processes that hold this on the same memory.
         study: the texts once more, in the resolved study of the process that drives the workers.
@@ -63,12 +67,14 @@ class MemoryPlan:
         residency: where the sources are kept: `device`, `pinned` or `mapped`.
         why: the reason, in words.
         on_host: the host's memory that sources take in the workers of one machine together, beside a GPU.
+        prefixes_on_host: the host's memory that such states take in the workers of one machine together, beside a GPU.
+        boundaries: after how many layers they are kept.
         mapped: source tensors that are read from their files, once for all workers of a machine. The system gives
             this memory to whoever needs it more.
         host: free bytes of the system.
     """
 
-    PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "libraries")
+    PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "prefixes", "libraries")
 
     sources: int
     model: int
@@ -76,6 +82,7 @@ class MemoryPlan:
     batches: int
     embeddings: int
     texts: int
+    prefixes: int
     libraries: int
     workers: int
     study: int
@@ -83,6 +90,8 @@ class MemoryPlan:
     residency: Kept
     why: str
     on_host: int
+    prefixes_on_host: int
+    boundaries: tuple[int, ...]
     mapped: int
     host: int
 
@@ -95,7 +104,7 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """Whether there is enough."""
-        return self.needed <= self.available and self.on_host <= self.host
+        return self.needed <= self.available and self.on_host + self.prefixes_on_host <= self.host
 
     def describe(self) -> str:
         """Where the sources are kept, and why, in one line."""
@@ -104,12 +113,26 @@ class MemoryPlan:
             slow = f"; of {_mib(self.mapped)} MiB what exceeds the free {_mib(self.host)} is read anew for every trial"
         return f"sources: {self.residency} ({self.why}{slow})"
 
+    def describe_prefixes(self, share: float | None) -> str:
+        """Where trials start in place of the first layer, in one line; empty where they always run all layers.
+
+        Args:
+            share: of all layers that are run in the end, where that is known.
+        """
+        if not self.boundaries:
+            return ""
+        kept = self.prefixes + self.prefixes_on_host // max(1, self.workers)
+        layers = ", ".join(map(str, self.boundaries))
+        run = "" if share is None else f"; one worker runs {share:.0%} of all layers"
+        return f"reused: hidden states after layers {layers}, {_mib(kept)} MiB per worker{run}"
+
 
 @dataclass(frozen=True)
 class StudyPlan:
     """Everything `mergesearch plan` shows.
 
-    `seconds_per_trial` is estimated from a measured matmul rate, and `dtypes` compares that with other dtypes';
+    `seconds_per_trial` is estimated from a measured matmul rate, for a trial that runs all layers; `dtypes` compares
+    it with other dtypes'; `layer_share` is the share of the layers that one worker runs, where it is known;
     `measured_first` says what is measured of the sources.
     """
 
@@ -126,6 +149,7 @@ class StudyPlan:
     workers: int
     seconds_per_trial: float
     dtypes: str
+    layer_share: float | None
     measured_first: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +161,7 @@ class StudyPlan:
         memory = self.memory
         parts = [(name, _mib(n_bytes)) for name in memory.PARTS if (n_bytes := getattr(memory, name))]
         elsewhere = [("sources, on the host", memory.on_host), ("sources, in mapped files", memory.mapped)]
+        elsewhere.insert(1, ("prefixes, on the host", memory.prefixes_on_host))
         return [
             (
                 "sources",
@@ -175,10 +200,13 @@ class StudyPlan:
             f"tokens per trial: {about}{tokens:,} ({per_collection})",
             f"estimated: {_duration(self.seconds_per_trial)} per trial on one worker",
         ]
+        if reused := self.memory.describe_prefixes(self.layer_share):
+            lines.insert(1, reused)
         if self.measured_first:
             lines.insert(0, f"before the first trial: {self.measured_first}")
         if self.trials is not None:
-            lines[-1] += f", {_duration(self.trials * self.seconds_per_trial / self.workers)} in all"
+            each = self.seconds_per_trial * (self.layer_share or 1)
+            lines[-1] += f", {_duration(self.trials * each / self.workers)} in all"
             lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
         lines.append(self.dtypes)
         return "\n".join(lines)
@@ -208,6 +236,7 @@ def make_plan(study: Study) -> StudyPlan:
     ]
     counts = count_tokens(study)
     tokens = {name: c.tokens for name, c in counts.items()}
+    memory = memory_plan(study, tokens=sum(tokens.values()))
     body = sum(torch.Size(p.shape).numel() for p in study.layout.parameters.values() if p.place.startswith("layer."))
     spec = study.evaluator_spec()
     dtype = spec.evaluation.dtype
@@ -222,10 +251,11 @@ def make_plan(study: Study) -> StudyPlan:
         enqueued=[a.name for a in study.anchors()],
         tokens_per_trial=tokens,
         tokens_exact=all(c.exact for c in counts.values()),
-        memory=memory_plan(study, tokens=sum(tokens.values())),
+        memory=memory,
         workers=study.parsed.content.workers.count,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rates[dtype] * EXPECTED_EFFICIENCY),
         dtypes=dtype_note(dtype, rates),
+        layer_share=study.layer_share if memory.boundaries == spec.prefix.boundaries else None,
         measured_first=_measured_first(study),
     )
 
@@ -246,15 +276,18 @@ def check_memory(study: Study) -> MemoryPlan:
         MemoryPlanError: with what is needed, part by part, and what is there.
     """
     plan = memory_plan(study)
-    if plan.on_host > plan.host:
+    if plan.on_host + plan.prefixes_on_host > plan.host:
         raise MemoryPlanError(
-            f"{_mib(plan.on_host)} MiB of the host's memory are needed for the sources, {_mib(plan.host)} MiB are "
-            "available. Use fewer workers, or `workers.residency: mapped`."
+            f"{_mib(plan.on_host)} MiB of the host's memory are needed for the sources and "
+            f"{_mib(plan.prefixes_on_host)} MiB for `workers.prefix_cache`, {_mib(plan.host)} MiB are available. "
+            "Use fewer workers, `workers.residency: mapped`, or a smaller `workers.prefix_cache`."
         )
     if not plan.fits:
         parts = ", ".join(f"{name} {_mib(getattr(plan, name))}" for name in plan.PARTS)
         elsewhere = plan.residency == "device" and plan.needed - plan.workers * plan.sources <= plan.available
+        granted = plan.needed - plan.workers * plan.prefixes <= plan.available
         remedy = "`workers.residency: auto`, which keeps sources elsewhere" if elsewhere else "a larger device"
+        remedy = "a smaller `workers.prefix_cache`" if granted else remedy
         raise MemoryPlanError(
             f"{_mib(plan.study)} + {plan.workers} × ({parts}) = {_mib(plan.needed)} MiB are needed, "
             f"{_mib(plan.available)} MiB are available. Use fewer workers, "
@@ -303,9 +336,9 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     )
     in_system = not device.startswith("cuda")  # Apple's GPUs work in the system's memory
     texts = 0
+    if tokens is None and (in_system or spec.prefix.boundaries):
+        tokens = sum(c.tokens for c in count_tokens(study).values())
     if in_system:
-        if tokens is None:
-            tokens = sum(c.tokens for c in count_tokens(study).values())
         held_texts = (text for c in study.collections for text in (*c.query_texts, *c.doc_texts))
         texts = sum(map(sys.getsizeof, held_texts))
     chunk = min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
@@ -317,6 +350,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         batches=batch_bytes(content.evaluation.batch_tokens, study.layout.hidden_size),
         embeddings=chunk * study.layout.hidden_size * 4,
         texts=texts + 4 * (tokens or 0) if in_system else 0,
+        prefixes=0,
         libraries=LIBRARY_BYTES if in_system and content.workers.kind == "ray" else 0,
         workers=content.workers.count if in_system else 1,
         study=texts,
@@ -324,6 +358,8 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         residency="device",
         why="",
         on_host=0,
+        prefixes_on_host=0,
+        boundaries=(),
         mapped=0,
         host=host,
     )
@@ -332,12 +368,21 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     kept, why = choose_residency(spec.residency, device, sizes, room=room, host=host // count)
     plan = replace(plan, residency=kept, why=why)
     if kept == "device":
-        return replace(plan, sources=held.sources)
-    if kept == "pinned":
-        return replace(plan, on_host=count * page_locked(sizes))
-    if in_system:
-        return replace(plan, sources=made, mapped=held.sources - made)
-    return replace(plan, on_host=count * made, mapped=held.sources - made)
+        plan = replace(plan, sources=held.sources)
+    elif kept == "pinned":
+        plan = replace(plan, on_host=count * page_locked(sizes))
+    elif in_system:
+        plan = replace(plan, sources=made, mapped=held.sources - made)
+    else:
+        plan = replace(plan, on_host=count * made, mapped=held.sources - made)
+    found = prefix_room(
+        spec.prefix,
+        device,
+        tokens=math.ceil((tokens or 0) / LEAST_USEFUL),
+        room=(plan.available - plan.needed) // plan.workers,
+        host=(host - plan.on_host) // count,
+    )
+    return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=found.boundaries)
 
 
 def dtype_note(dtype: str, rates: Mapping[str, float]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 CoefficientValue = float | Mapping[str, float]
@@ -85,9 +85,25 @@ class MergeRecipe:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what determines the weights; where the sources lay is not part of it."""
-        plain = self.to_dict()
-        plain["sources"] = [[s.name, s.content_hash] for s in self.sources]
-        return hashlib.sha256(json.dumps(_canonical(plain), sort_keys=True).encode()).hexdigest()
+        return _digest({**self._content(), "groups": [asdict(group) for group in self.groups]})
+
+    def prefix_key(self, places: Collection[str]) -> str:
+        """SHA-256 of what determines the weights at some places.
+
+        Recipes with equal keys have equal weights there, however the rest of the model differs and however the
+        places are divided into groups.
+        """
+        decided = [[p, g.copy_from, g.coefficients] for g in self.groups for p in g.places if p in places]
+        return _digest({**self._content(), "places": sorted(decided, key=lambda place: str(place[0]))})
+
+    def _content(self) -> dict[str, Any]:
+        """Everything but the groups and where the sources lay."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+        return {**plain, "sources": [[s.name, s.content_hash] for s in self.sources]}
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_canonical(plain), sort_keys=True).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
+from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
 from mergesearch.sources.adapter import AdaptedCheckpoint
@@ -26,20 +28,21 @@ from mergesearch.sources.alignment import align
 from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group
-from mergesearch.sources.layout import EMBEDDINGS, Layout
+from mergesearch.sources.layout import EMBEDDINGS, Layout, lowest_layer
 from mergesearch.sources.locate import commit_of
 from mergesearch.sources.vocabulary import SharedTokens, same_vocabulary
 from mergesearch.study_checks import (
     given_measurements,
     sources_to_measure,
 )
-from mergesearch.study_file import ParsedStudy
+from mergesearch.study_file import ParsedStudy, memory_bytes
 from mergesearch.study_inputs import (
     collection_specs,
     encoding_files,
 )
 from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec
 from mergesearch.workers.machine import default_threads
+from mergesearch.workers.prefix_memory import PrefixSpec
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
@@ -257,6 +260,34 @@ class Study:
             residency=workers.residency,
             workers=workers.count,
             artifacts=self.artifacts,
+            prefix=self._prefix_spec(),
+        )
+
+    @cached_property
+    def lowest_layers(self) -> dict[str, float]:
+        """Of every merged group; -1 for embeddings, infinite for what follows the layers."""
+        return {g.name: min(map(lowest_layer, g.places)) for g in self.groups if g.merged}
+
+    @property
+    def layer_share(self) -> float | None:
+        """The share of all layers that one worker runs, anchors left out; None where it is not known beforehand."""
+        strategy, spec = self.strategy(), self._prefix_spec()
+        whole_grid = strategy.planned() is not None and strategy.planned() == self.space.size()
+        if not spec.boundaries or not whole_grid:
+            return None
+        return share_run(self.space, self.lowest_layers, spec.boundaries, self.layout.n_layers)
+
+    def _prefix_spec(self) -> PrefixSpec:
+        """Where the search has use for hidden states of earlier trials."""
+        content = self.parsed.content
+        if content.workers.prefix_cache == "off":
+            return PrefixSpec()
+        strategy, granted = self.strategy(), content.workers.prefix_cache
+        return PrefixSpec(
+            boundaries=useful_boundaries(strategy, self.lowest_layers, self.layout.n_layers),
+            prefixes=max(1, strategy.repeated_prefixes),
+            token_bytes=self.layout.hidden_size * getattr(torch, content.evaluation.dtype).itemsize,
+            cache_bytes=None if granted == "auto" else memory_bytes(granted),
         )
 
     @property
@@ -271,9 +302,9 @@ class Study:
         return location if "://" in location else str(self.parsed.folder / Path(location).expanduser())
 
     def unmerged_spec(self) -> EvaluatorSpec:
-        """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone."""
+        """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone; they share no prefix."""
         places = {name: self.own_places(name) for name in self.folders}
-        return replace(self.evaluator_spec(), merged_places=places, artifacts=None)
+        return replace(self.evaluator_spec(), merged_places=places, artifacts=None, prefix=PrefixSpec())
 
     @property
     def planned_trials(self) -> int | None:

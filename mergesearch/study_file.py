@@ -7,12 +7,13 @@ collection format's options) is checked against their registries, so a new plug-
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -42,6 +43,27 @@ def _name_shorthand(value: object) -> object:
 def _length_shorthand(value: object) -> object:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return {"query": value, "document": value} if whole else value
+
+
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B")
+
+
+def memory_bytes(text: str) -> int:
+    """`2GB` as a number of bytes, in powers of 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _MEMORY.fullmatch(text)
+    if found is None:
+        raise ValueError("Input should be 'auto', 'off' or memory such as '2GB' or '500MB'")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _auto_off_or_memory(value: str) -> str:
+    if value not in ("auto", "off"):
+        memory_bytes(value)
+    return value
 
 
 class SourceEntry(_Closed):
@@ -253,6 +275,9 @@ class WorkersEntry(_Closed):
     residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
     """Where sources are kept: in the memory of the `device`, `pinned` in the host's (CUDA only), or in `mapped` files.
     `auto` takes the first of these that fits; on a CPU it takes mapped files, which workers share. No score changes."""
+    prefix_cache: Annotated[str, AfterValidator(_auto_off_or_memory)] = "auto"
+    """Memory of each worker, such as `2GB`, for hidden states that are reused by trials with the same lower layers;
+    `auto` takes what is useful and at most half of what is left, `off` runs all layers always. No score changes."""
     address: str | None = None
     """An existing Ray cluster; none starts one on this machine."""
 

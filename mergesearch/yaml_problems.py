@@ -92,8 +92,8 @@ def _expected(error: Any) -> str:
     """What one pydantic error asks for."""
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    for start in ("Input should be ", "String should "):
+    message = str(error["msg"])
+    for start in ("Value error, ", "Input should be ", "String should "):
         message = message.removeprefix(start)
     number = "a number " if error["type"].startswith(("greater_than", "less_than")) else ""
     return f"{number}{message[:1].lower()}{message[1:]}"

@@ -54,35 +54,42 @@ class ScriptedPool(WorkerPool):
         self.tasks: list[Task] = []
         self.attempts: Counter[int] = Counter()
         self.evaluated: list[str] = []
-        self._away = 0
+        self.given: dict[str, list[Task]] = {f"scripted-{i}": [] for i in range(workers)}  # in their order
+        self._busy: dict[int, str] = {}
+        self._away: list[str] = []
         self._rng = np.random.default_rng(seed)
 
     @property
     def idle(self) -> tuple[str, ...]:
-        return ("scripted",) * (self.workers - self._away - len(self.tasks))
+        return tuple(name for name in self.given if name not in (*self._busy.values(), *self._away))
 
     def submit(self, task: Task, worker: str | None = None) -> str:
-        assert self.free > 0
+        name = worker or self.idle[0]
+        assert name in self.idle
         assert task.recipe.fingerprint not in {t.recipe.fingerprint for t in self.tasks}
         self.tasks.append(task)
+        self.given[name].append(task)
+        self._busy[task.number] = name
         self.attempts[task.number] += 1
-        return "scripted"
+        return name
 
     def wait(self) -> list[Outcome]:
         assert self.tasks or self._away, "nothing can ever happen"
         if self._away and (not self.tasks or self._rng.random() < 0.5):
-            self._away -= 1
+            self._away.pop()
             return []
         task = self.tasks.pop(int(self._rng.integers(len(self.tasks))))
-        outcome = self.script(task, self.attempts[task.number])
+        name = self._busy.pop(task.number)
+        outcome = replace(self.script(task, self.attempts[task.number]), worker=name)
         if outcome.worker_died:
-            self._away += 1
+            self._away.append(name)
         elif outcome.result is not None:
             self.evaluated.append(task.recipe.fingerprint)
         return [outcome]
 
     def close(self) -> None:
         self.tasks.clear()
+        self._busy.clear()
 
 
 class Diary(Listener):

@@ -7,7 +7,9 @@ tokenising and batching are taken out of the trial. Weights may be overwritten i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +36,14 @@ from mergesearch.evaluation.settings import (
     stated_prompts,
 )
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenizedTexts, TokenPlan, make_plan
+from mergesearch.sources.layout import find_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from mergesearch.evaluation.prefix import PrefixReuse
 
 OnBatch = Callable[[], None]
 
@@ -62,6 +67,8 @@ class Encoder:
         end_tokens: ids that a text must end in; empty when that does not matter.
         parameters: name to live parameter of the transformer inside, tied ones once. Overwrite in place.
         notes: what was out of the ordinary since the list was last cleared, such as a batch that was split.
+        layer_tokens: useful tokens times the transformer layers that were run for them, since it was last set.
+        reuse: what keeps hidden states for merges that are equal in their lower layers; None when nothing does.
     """
 
     def __init__(
@@ -79,6 +86,8 @@ class Encoder:
         self.start_token = start_token
         self.parameters: Mapping[str, Tensor] = dict(model[0].model.named_parameters())
         self.notes: list[str] = []
+        self.layer_tokens = 0
+        self.reuse: PrefixReuse | None = None
         self._tokenizer = model[0].tokenizer
         self._form = InputFormat(
             pad_id=self._tokenizer.pad_token_id,
@@ -91,6 +100,11 @@ class Encoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.parameters.values())).device
+
+    @cached_property
+    def layers(self) -> tuple[torch.nn.Module, ...]:
+        """The transformer blocks, in the order in which they run."""
+        return tuple(find_layers(self.model[0].model)[1])
 
     def describe(self) -> EncodingSettings:
         """The settings, for the study's record."""
@@ -192,12 +206,14 @@ class Encoder:
 
     def _encode(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
         try:
-            return self._forward(inputs)
+            return self._forward(plan, texts, inputs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             longest = int(plan.lengths[texts].max())
-            if len(texts) == 1:
+            # What is kept for later must not decide how a batch is split.
+            made_room = self.reuse is not None and self.reuse.cache.give_way()
+            if len(texts) == 1 and not made_room:
                 raise EvaluationError(
                     f"a single text of {longest} tokens does not fit into the memory of {self.device}. Give "
                     "a smaller maximum length, or a device with more memory."
@@ -205,14 +221,18 @@ class Encoder:
         # Only here, past the handler, are the failed attempt's tensors free.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if made_room:
+            return self.encode_batch(plan, texts)
         self.notes.append(f"a batch of {len(texts)} × {longest} tokens did not fit into memory and was split")
         middle = len(texts) // 2
         return torch.cat([self.encode_batch(plan, texts[:middle]), self.encode_batch(plan, texts[middle:])])
 
     @torch.inference_mode()
-    def _forward(self, inputs: Features) -> Tensor:
-        # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
-        embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
+    def _forward(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
+        with nullcontext(0) if self.reuse is None else self.reuse.batch(plan, texts) as known_layers:
+            # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
+            embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
+        self.layer_tokens += int(plan.lengths[texts].sum()) * (len(self.layers) - known_layers)
         return embeddings[:, : self.settings.dimensions].float()
 
     def _features(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> dict[str, Any]:

@@ -158,6 +158,7 @@ class RetrievalEvaluator:
             EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
         """
         self.encoder.notes.clear()
+        self.encoder.layer_tokens = 0
         clock = _Clock(self.encoder.device)
         done = 0
 
@@ -171,7 +172,7 @@ class RetrievalEvaluator:
         notes = tuple(
             note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
         )
-        return TrialResult(scores, clock.seconds, self.n_tokens, notes=notes)
+        return TrialResult(scores, clock.seconds, self.n_tokens, notes=notes, layer_tokens=self.encoder.layer_tokens)
 
     def embed(self, i: int, rows: NDArray[np.int64]) -> Tensor:
         """Embeddings of some documents of collection `i`, by corpus position, as they are compared, fp32 [N, E]."""

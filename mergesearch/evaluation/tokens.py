@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,7 @@ class TokenPlan:
         """Share of the padded tokens that are real ones; 1.0 for an empty plan."""
         return self.n_tokens / self.n_padded_tokens if self.batches else 1.0
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of tokens and batches: equal plans encode the same thing in the same batches."""
         digest = hashlib.sha256(f"{self.prompt_length} {self.modality}".encode())

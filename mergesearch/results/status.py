@@ -12,7 +12,7 @@ from mergesearch.storage.store import StudyStore
 
 @dataclass(frozen=True)
 class TrialLine:
-    """One trial as `status` shows it. `seconds` and `tokens` are None when nothing was evaluated."""
+    """One trial as `status` shows it. `seconds` and the tokens are None when nothing was evaluated."""
 
     number: int
     state: str
@@ -20,6 +20,7 @@ class TrialLine:
     value: float | None
     seconds: float | None
     tokens: int | None
+    layer_tokens: int | None
     worker: str | None
     failure: str | None
 
@@ -50,11 +51,15 @@ class Status:
         states = ("complete", "running", "pruned", "fail")
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
         tokens = sum(t.tokens or 0 for t in self.trials)
+        layers = [(t.tokens, t.layer_tokens) for t in self.trials if t.tokens and t.layer_tokens]
+        most = max((run / n for n, run in layers), default=0)  # the first trial of a worker runs all layers
+        run = sum(run for _, run in layers) / most / sum(n for n, _ in layers) if layers else 1
+        through = f" through {run:.0%} of the layers" if run < 0.995 else ""
         best = next((t for t in self.trials if t.number == self.best), None)
         ending = ""
         if best is not None and best.value is not None:
             ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
-        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{ending}"
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -75,6 +80,7 @@ def read_status(store: StudyStore) -> Status:
                 value=trial.value if trial.state.is_finished() else None,
                 seconds=sum(seconds) if seconds else None,
                 tokens=attrs.get("tokens"),
+                layer_tokens=attrs.get("layer_tokens"),
                 worker=attrs.get("worker"),
                 failure=attrs.get("failure"),
             )

@@ -66,7 +66,7 @@ class Strategy(ABC):
 
     An implementation guarantees:
       - every proposal is a point of the space;
-      - equal history and number give an equal proposal, in every process;
+      - equal history, number and `near` give an equal proposal, in every process;
       - `propose` returns None only while a trial of the history is in flight, or when `exhausted` is True;
       - it raises StudyFileError from the constructor when it cannot search this space with these options.
     """
@@ -97,13 +97,23 @@ class Strategy(ABC):
         self.seed = seed
 
     @abstractmethod
-    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int, *, near: Params | None = None) -> Proposal | None:
         """The next point, or None to wait for trials in flight.
 
         Args:
             history: all trials so far, in number order.
             number: of the trial that the proposal will become.
+            near: the point that the worker at hand evaluated last. A hint: a worker is faster where its points
+                agree in their first dimensions. It may change the order of proposals, never what is proposed.
         """
+
+    @property
+    def repeated_prefixes(self) -> int:
+        """Between how many prefixes (values of the first dimensions) its proposals go to and fro; 0 if they share none.
+
+        Workers keep the hidden states of so many, where there is room.
+        """
+        return 0
 
     def exhausted(self, history: Sequence[FrozenTrial]) -> bool:  # noqa: ARG002
         """Whether there will be no further proposal, whatever trials in flight bring."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,6 +97,15 @@ def layer_and_component(place: str) -> tuple[int, str] | None:
         return None
     number, _, component = inside.partition(".")
     return int(number), component
+
+
+def lowest_layer(place: str) -> float:
+    """The first transformer block whose output a place has a say in: -1 for what comes before all blocks.
+
+    For what comes after them it is infinite.
+    """
+    inside = layer_and_component(place)
+    return inside[0] if inside else -1 if place == EMBEDDINGS else math.inf
 
 
 def span(places: Sequence[str]) -> str:

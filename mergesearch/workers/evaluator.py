@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.kept import Keeper
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
+from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.alignment import align, share_tokens
 from mergesearch.sources.cache import cache_dir
-from mergesearch.sources.layout import read_layout
+from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, ScreeningResult, ScreeningTask, Task
+from mergesearch.workers.prefix_memory import PrefixSpec, prefix_room
 from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
 from mergesearch.workers.screening import Screener
 
@@ -120,6 +122,7 @@ class EvaluatorSpec:
         residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
         workers: how many may run on one machine.
         artifacts: where embeddings of trials are kept; None keeps none.
+        prefix: where hidden states of one trial may serve another.
     """
 
     folders: Mapping[str, Path]
@@ -134,6 +137,7 @@ class EvaluatorSpec:
     residency: Residency = "auto"
     workers: int = 1
     artifacts: str | None = None
+    prefix: PrefixSpec = field(default_factory=PrefixSpec)
 
 
 class TrialEvaluator:
@@ -151,6 +155,7 @@ class TrialEvaluator:
         self.spec = spec
         self.encoder, self.merger = open_merger(spec)
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+        self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None
         if spec.artifacts is not None:
             self._screener = Screener(self.merger, self.retrieval, Artifacts(spec.artifacts))
@@ -173,7 +178,8 @@ class TrialEvaluator:
         self.merger.apply(recipe)
         merged = time.perf_counter() - started
         keeper = Keeper(self.retrieval.collections) if self._screener is not None else None
-        result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
+        with self._reusing(recipe):
+            result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
         name = ""
         if self._screener is not None and keeper is not None:
             name = self._screener.save(recipe, keeper.result())
@@ -188,6 +194,30 @@ class TrialEvaluator:
         if self._screener is None:
             raise EvaluationError("a worker that keeps no embeddings was asked to predict from them.")
         return self._screener.answer(task)
+
+    def _open_reuse(self) -> PrefixReuse | None:
+        """What keeps hidden states between trials, in memory that is left now; None where it would not pay."""
+        spec, device = self.spec, self.spec.evaluation.device
+        if not spec.prefix.boundaries:
+            return None
+        host = free_memory("cpu") // spec.workers
+        free = free_memory(device) if device.startswith("cuda") else host
+        working = working_bytes(spec.evaluation.batch_tokens, self.encoder.settings.dimensions)
+        tokens = self.retrieval.n_padded_tokens
+        found = prefix_room(spec.prefix, device, tokens=tokens, room=free - working, host=host)
+        logger.info("hidden states are kept at %s, %d + %d bytes", *found)
+        if not found.boundaries:
+            return None
+        cache = PrefixCache(self.encoder.device, found.device, found.host)
+        return open_reuse(self.encoder, found.boundaries, cache)
+
+    def _reusing(self, recipe: MergeRecipe) -> AbstractContextManager[None]:
+        """Lets hidden states be kept and reused by what decides them in the recipe."""
+        reuse = self.encoder.reuse
+        if reuse is None:
+            return nullcontext()
+        places = {place: lowest_layer(place) for group in recipe.groups for place in group.places}
+        return reuse.trial(lambda boundary: recipe.prefix_key({p for p, n in places.items() if n < boundary}))
 
 
 def attempt(

@@ -101,6 +101,26 @@ def test_what_was_asked_before_changes_nothing(name: str) -> None:
     assert used.propose(trials, n) == used.propose(trials, n) == make_strategy(name, space).propose(trials, n)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_worker_evaluated_last_may_change_the_order_only(name: str) -> None:
+    space = space_for(name, "few")
+    objective = quadratic(space)
+    trials: list[FrozenTrial] = []
+    for number in range(length(name, 15)):
+        near = None if number % 3 == 0 else trials[number // 3].params
+        proposal = make_strategy(name, space).propose(trials, number, near=near)
+        assert make_strategy(name, space).propose(trials, number, near=near) == proposal
+        plain = make_strategy(name, space).propose(trials, number)
+        if name != "grid":
+            assert proposal == plain
+        assert (proposal is None) == (plain is None)
+        if proposal is None:
+            break
+        value = objective(proposal.params)
+        trials.append(make_trial(number, space, proposal.params, value=value, attrs=proposal.attrs))
+    assert len({space.point(t.params) for t in trials}) == len(trials)
+
+
 _SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

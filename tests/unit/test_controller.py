@@ -310,7 +310,7 @@ class Stubborn(Strategy):
     name = "stubborn"
     title = "always the same"
 
-    def propose(self, history: Any, number: int) -> Proposal:
+    def propose(self, history: Any, number: int, *, near: Any = None) -> Proposal:
         return Proposal(next(self.space.grid()))
 
 

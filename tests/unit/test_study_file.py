@@ -9,7 +9,7 @@ import pytest
 
 from mergesearch.errors import StudyFileError
 from mergesearch.study_checks import check_file
-from mergesearch.study_file import parse_study, parse_study_text, storage_url
+from mergesearch.study_file import memory_bytes, parse_study, parse_study_text, storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -211,6 +211,18 @@ def test_a_group_that_not_every_model_has_may_be_given_or_not(named: bool) -> No
     coefficients = f"    alpha:\n      segment_1: {{low: 0, high: 1}}\n      segment_2: 0.5\n{norm}"
     text = GOOD.replace("    alpha: {low: 0, high: 1}\n", coefficients)
     check_file(parse(text.replace("{segments: 2}", "{segments: 2, final_norm: own}")))
+
+
+@pytest.mark.parametrize(("written", "n_bytes"), [("2GB", 2 << 30), ("1.5 KB", 1536), ("500MB", 500 << 20), ("7B", 7)])
+def test_memory_is_written_with_its_unit(written: str, n_bytes: int) -> None:
+    assert memory_bytes(parse(f"{GOOD}workers: {{prefix_cache: {written}}}\n").content.workers.prefix_cache) == n_bytes
+
+
+@pytest.mark.parametrize("written", ["2", "lots", "2 GiB", "-1GB", "true", "'2'"])
+def test_memory_without_one_is_refused(written: str) -> None:
+    (found,) = lines(f"{GOOD}workers: {{prefix_cache: {written}}}\n")
+    assert "workers.prefix_cache: expected" in found
+    assert "'auto', 'off' or memory such as '2GB' or '500MB'" in found or "text" in found
 
 
 def test_yaml_that_is_not_sound_is_located() -> None:

@@ -90,7 +90,13 @@ class EmbeddingSurrogate(Strategy):
         self._design = self._first_points()
         self._asked: tuple[str, ScreeningReport] | None = None
 
-    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
+    def propose(
+        self,
+        history: Sequence[FrozenTrial],
+        number: int,  # noqa: ARG002
+        *,
+        near: Params | None = None,  # noqa: ARG002
+    ) -> Proposal | None:
         """A first point that nobody evaluates, or the pick of a prediction."""
         ledger = Ledger(self.space, history)
         first = self._first_open(history, ledger)

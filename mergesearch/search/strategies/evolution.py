@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import optuna
 from optuna.samplers import NSGAIISampler, nsgaii
 from pydantic import Field, model_validator
@@ -48,6 +49,9 @@ class EvolutionOptions(StrategyOptions):
     """`uniform`: how often a coefficient is taken from the second parent."""
     mutation_prob: float | None = Field(None, ge=0, le=1)
     """How often a coefficient is replaced by a uniform draw; None for 1 / D."""
+    vary: Literal["all", "upper_first"] = "all"
+    """`upper_first`: a child keeps the lowest coefficients of one survivor, as many as a die says from none to all but
+    one. So the lowest change least often, and the layers below the first change need not be run again."""
     adopt: bool = True
     """Start from the best points evaluated before (sources alone, uniform average, another strategy's); they
     fill at most half of the first generation; the rest is random."""
@@ -72,6 +76,11 @@ class Evolution(PopulationStrategy):
         super().__init__(space, options, seed)
         self.adopts = options.adopt
 
+    @property
+    def repeated_prefixes(self) -> int:
+        """Children share theirs with any of the survivors."""
+        return self.options.population_size if self.options.vary == "upper_first" else 0
+
     def start(self, adopted: Sequence[FrozenTrial]) -> Algorithm:  # noqa: ARG002
         """An empty population."""
         return _NSGAII(self.space, self.options, self.seed)
@@ -86,15 +95,22 @@ class Evolution(PopulationStrategy):
 class _PointSampler(NSGAIISampler):
     """Optuna's sampler, kept to points of the space, and to a member that exists already where one is given."""
 
-    def __init__(self, space: SearchSpace, given: Member | None, **arguments: Any) -> None:
+    def __init__(
+        self, space: SearchSpace, given: Member | None, kept: np.random.Generator | None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self._space, self._given = space, given
+        self._space, self._given, self._kept = space, given, kept
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A child of the survivors; empty in the first generation."""
         child = super().sample_relative(study, trial, search_space)
+        survivors = self.get_parent_population(study, self.get_trial_generation(study, trial))
+        if self._kept is not None and survivors:
+            survivor = survivors[self._kept.integers(len(survivors))]
+            lowest = [d.name for d in self._space.free][: self._kept.integers(len(self._space.free))]
+            child |= {name: survivor.params[name] for name in lowest}
         return {name: self._point(name, value) for name, value in child.items()}
 
     def sample_independent(
@@ -145,9 +161,11 @@ class _NSGAII(Algorithm):
         arguments: dict[str, Any] = {}
         if options.crossover == "uniform":
             arguments["swapping_prob"] = options.swapping_prob
+        kept = np.random.default_rng(derive_seed(seed, "kept")) if options.vary == "upper_first" else None
         return _PointSampler(
             self._space,
             given,
+            kept,
             population_size=options.population_size,
             crossover=getattr(nsgaii, _CROSSOVERS[options.crossover])(**arguments),
             crossover_prob=options.crossover_prob,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
 from mergesearch.errors import Problem, StudyFileError
-from mergesearch.search.ledger import Ledger
+from mergesearch.search.ledger import IN_FLIGHT, Ledger
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import Proposal, Strategy, StrategyOptions
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from mergesearch.search.dimension import Dimension
     from mergesearch.search.points import Params, Point, SearchSpace
 
+_Entry: TypeAlias = "tuple[int, Params, Point]"
+
 MOST_POINTS = 100_000
 """More than anybody evaluates; the limit keeps a mistyped step from filling the memory."""
 
@@ -33,7 +36,8 @@ class GridOptions(StrategyOptions):
     points: int | None = Field(None, ge=2)
     """Values per continuous dimension, evenly spaced on its scale. None: the space lists values or steps."""
     order: Literal["prefix", "shuffled"] = "prefix"
-    """`prefix` changes the lowest parameter groups least often; `shuffled` covers the space evenly from the
+    """`prefix` changes the lowest parameter groups least often, so that the layers below are not run again; workers
+    take different values of the lowest. `shuffled` covers the space evenly from the
     start, for budgets that end before the grid does."""
     retries: int = Field(1, ge=0)
     """How often a point whose trial failed is proposed again."""
@@ -61,15 +65,31 @@ class Grid(Strategy):
         if problems:
             raise StudyFileError(problems)
 
-    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
-        """The first point in order that nobody scored, runs, or failed at too often."""
+    def propose(
+        self,
+        history: Sequence[FrozenTrial],
+        number: int,  # noqa: ARG002
+        *,
+        near: Params | None = None,
+    ) -> Proposal | None:
+        """The next point that nobody scored, runs, or failed at too often."""
         ledger = Ledger(self.space, history)
-        for index, params, point in self._points:
-            record = ledger.at(point)
-            if not record.closed(self.options.retries):
-                attrs = {"strategy": self.name, "point": index, "attempt": record.failures}
-                return Proposal(dict(params), attrs, slot=f"grid:{index}:{record.failures}")
-        return None
+        is_open = (entry for entry in self._points if not ledger.at(entry[2]).closed(self.options.retries))
+        if self.options.order == "prefix":
+            chosen = self._next_in_tree(list(is_open), history, near)
+        else:
+            chosen = next(is_open, None)
+        if chosen is None:
+            return None
+        index, params, point = chosen
+        failures = ledger.at(point).failures
+        attrs = {"strategy": self.name, "point": index, "attempt": failures}
+        return Proposal(dict(params), attrs, slot=f"grid:{index}:{failures}")
+
+    @property
+    def repeated_prefixes(self) -> int:
+        """One at a time, in the order of prefixes."""
+        return int(self.options.order == "prefix")
 
     def exhausted(self, history: Sequence[FrozenTrial]) -> bool:
         """Whether every point is scored, or failed too often."""
@@ -86,6 +106,27 @@ class Grid(Strategy):
         choices = zip(self.space.dimensions, self._choices, strict=True)
         return all(any(_same(params[d.name], value) for value in values) for d, values in choices)
 
+    def _next_in_tree(
+        self, candidates: list[_Entry], history: Sequence[FrozenTrial], near: Params | None
+    ) -> _Entry | None:
+        """Down from the first dimension: along with `near` as far as possible, then where fewest trials are in flight.
+
+        A worker by itself goes through the points in their order, and several keep to subtrees of their own.
+        """
+        if not candidates:
+            return None
+        here = self.space.find(near or {})
+        flying = [p for t in history if t.state in IN_FLIGHT and (p := self.space.find(t.params)) is not None]
+        for level in range(len(self.space.dimensions)):
+            busy = Counter(point[level] for point in flying)
+            values = dict.fromkeys(point[level] for _, _, point in candidates)
+            value = min(values, key=lambda v: (here is None or here[level] != v, busy[v]))
+            if here is not None and here[level] != value:
+                here = None
+            candidates = [entry for entry in candidates if entry[2][level] == value]
+            flying = [point for point in flying if point[level] == value]
+        return candidates[0]
+
     def _values(self, dimension: Dimension) -> tuple[float, ...]:
         choices = dimension.choices()
         if choices is None and self.options.points is not None:
@@ -93,7 +134,7 @@ class Grid(Strategy):
         return choices or ()
 
     @cached_property
-    def _points(self) -> list[tuple[int, Params, Point]]:
+    def _points(self) -> list[_Entry]:
         """Index in prefix order, parameters and identity of every point, in the order they are proposed."""
         names = [d.name for d in self.space.dimensions]
         every = [dict(zip(names, values, strict=True)) for values in product(*self._choices)]
