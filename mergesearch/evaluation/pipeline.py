@@ -154,7 +154,7 @@ class RetrievalEvaluator:
             EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
         """
         self.encoder.notes.clear()
-        clock = _Clock(self.encoder.device)
+        clock = Clock(self.encoder.device)
         done = 0
 
         def on_batch() -> None:
@@ -170,7 +170,7 @@ class RetrievalEvaluator:
         return TrialResult(scores, dict(clock.seconds), self.n_tokens, notes=notes)
 
     def _score(
-        self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool
+        self, prepared: PreparedCollection, clock: Clock, on_batch: Callable[[], None], keep_runs: bool
     ) -> CollectionScores:
         ranking = self._rank(prepared, clock, on_batch)
         judgements, collection = prepared.judgements, prepared.source.collection
@@ -181,7 +181,7 @@ class RetrievalEvaluator:
             collection.name, self.metric.name, judgements.query_ids, scores, prepared.source.weight, run
         )
 
-    def _rank(self, prepared: PreparedCollection, clock: _Clock, on_batch: Callable[[], None]) -> Ranking:
+    def _rank(self, prepared: PreparedCollection, clock: Clock, on_batch: Callable[[], None]) -> Ranking:
         with clock.phase("encode"):
             queries = self._comparable(self.encoder.encode(prepared.queries, on_batch))
         with clock.phase("search"):
@@ -257,7 +257,7 @@ class RetrievalEvaluator:
             yield prepared.documents
 
 
-class _Clock:
+class Clock:
     """Wall seconds per phase; a GPU's queue is waited for, so that work counts where it was asked for."""
 
     def __init__(self, device: torch.device) -> None:
@@ -266,6 +266,7 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Count the time until the block ends as `encode`, `search` or `score`."""
         started = time.perf_counter()
         yield
         if self._device.type == "cuda":

@@ -19,6 +19,8 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
+from mergesearch.evaluation.raced import RacedEvaluator
+from mergesearch.evaluation.racing import RacingSettings, Rival
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
@@ -116,6 +118,7 @@ class EvaluatorSpec:
         adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
         residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
         workers: how many may run on one machine.
+        racing: the looks that trials are scored in; None scores them at once.
     """
 
     folders: Mapping[str, Path]
@@ -129,6 +132,7 @@ class EvaluatorSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     residency: Residency = "auto"
     workers: int = 1
+    racing: RacingSettings | None = None
 
 
 class TrialEvaluator:
@@ -145,7 +149,7 @@ class TrialEvaluator:
         torch.set_num_threads(spec.threads)
         self.spec = spec
         self.encoder, self.merger = open_merger(spec)
-        self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+        self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
 
     def evaluate(
         self,
@@ -154,8 +158,16 @@ class TrialEvaluator:
         *,
         worker: str = "local",
         keep_runs: bool = False,
+        rivals: Sequence[Rival] = (),
     ) -> TrialResult:
         """Build the merge in place and score it on every collection.
+
+        Args:
+            recipe: the merge.
+            progress: called after every batch.
+            worker: noted in the result.
+            keep_runs: keep the best documents per query.
+            rivals: in an evaluator that races, the trials that this one has to beat, or it is stopped.
 
         Raises:
             MergeError: the recipe's coefficients build no merge.
@@ -164,14 +176,17 @@ class TrialEvaluator:
         started = time.perf_counter()
         self.merger.apply(recipe)
         merged = time.perf_counter() - started
-        result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
+        if isinstance(self.retrieval, RacedEvaluator):
+            result = self.retrieval.evaluate(progress, keep_runs=keep_runs, rivals=rivals)
+        else:
+            result = self.retrieval.evaluate(progress, keep_runs=keep_runs)
         return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker)
 
 
 def attempt(evaluator: TrialEvaluator, task: Task, worker: str, progress: BatchProgress | None = None) -> Outcome:
     """Evaluate a task; whatever goes wrong becomes its reason, so that the next task is not lost with it."""
     try:
-        return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker))
+        return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker, rivals=task.rivals))
     except MergeError as error:
         return Outcome(task, worker, failure=str(error), recipe_at_fault=True)
     except EvaluationError as error:
@@ -234,9 +249,12 @@ def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: 
 
 
 def build_retrieval(
-    encoder: Encoder, collections: Sequence[CollectionSpec], settings: EvaluationSettings
+    encoder: Encoder,
+    collections: Sequence[CollectionSpec],
+    settings: EvaluationSettings,
+    racing: RacingSettings | None = None,
 ) -> RetrievalEvaluator:
-    """Tokenise every collection once and plan its batches."""
+    """Tokenise every collection once and plan its batches, look by look where trials are raced."""
     weighted = [
         WeightedCollection(
             c.load(),
@@ -247,16 +265,17 @@ def build_retrieval(
         for c in collections
     ]
     with _token_store(weighted) as store:
-        return RetrievalEvaluator(
-            encoder,
-            weighted,
-            metric=settings.metric,
-            batch_tokens=settings.batch_tokens,
-            max_query_length=settings.max_query_length,
-            max_document_length=settings.max_document_length,
-            backend=settings.search,
-            store=store,
-        )
+        options: dict[str, Any] = {
+            "metric": settings.metric,
+            "batch_tokens": settings.batch_tokens,
+            "max_query_length": settings.max_query_length,
+            "max_document_length": settings.max_document_length,
+            "backend": settings.search,
+            "store": store,
+        }
+        if racing is not None:
+            return RacedEvaluator(encoder, weighted, racing=racing, **options)
+        return RetrievalEvaluator(encoder, weighted, **options)
 
 
 @contextmanager

@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from mergesearch.evaluation.racing import Rival
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 
 
 @dataclass(frozen=True)
 class Task:
-    """One logical trial to evaluate; `number` is the trial's number in the study."""
+    """One logical trial to evaluate.
+
+    Attributes:
+        number: the trial's number in the study.
+        recipe: what is evaluated.
+        rivals: complete trials that this one is raced against, best first; none for one that is scored whole.
+    """
 
     number: int
     recipe: MergeRecipe
+    rivals: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True)
