@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
+from mergesearch.evaluation.looks import LookSettings
+from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.registry import STRATEGIES, Strategy
@@ -251,6 +253,7 @@ class Study:
             threads=threads or workers.threads or default_threads(workers.count),
             residency=workers.residency,
             workers=workers.count,
+            racing=self.racing,
         )
 
     def unmerged_spec(self) -> EvaluatorSpec:
@@ -285,6 +288,15 @@ class Study:
             )
         return notes
 
+    @property
+    def racing(self) -> RacingSettings | None:
+        """How trials are raced; None where every trial is scored at once."""
+        entry = self.parsed.content.search.racing
+        if entry is None:
+            return None
+        looks = LookSettings(shares=entry.shares, hits=entry.hits, seed=self.parsed.content.seed)
+        return RacingSettings(looks, alpha=entry.alpha, rivals=entry.rivals)
+
     def strategy(self) -> Strategy:
         """The strategy that the study file names, with its options."""
         entry = self.parsed.content.search.strategy
@@ -316,6 +328,8 @@ class Study:
                     c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}
                     for c, spec in zip(self.collections, self.collection_specs(), strict=True)
                 },
+                # Batches hold texts of one look, and what was not looked at cannot be compared.
+                **({} if self.racing is None else {"looks": asdict(self.racing.looks)}),
             },
         }
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+ESTIMATE_ATTR = "estimate"
+"""Attribute of a recorded trial that was stopped: `TrialResult.estimate`. Its running mean is over the first queries
+and fewer documents, so it compares with no value; strategies learn from the estimate instead."""
+
 
 @dataclass(frozen=True)
 class CollectionScores:

@@ -35,20 +35,32 @@ class Status:
         """How many trials are in a state."""
         return sum(t.state == state for t in self.trials)
 
+    @property
+    def tokens_saved(self) -> int:
+        """What trials that were stopped after a look did not encode; a whole trial's tokens are the most there are."""
+        whole = max((t.tokens or 0 for t in self.trials), default=0)
+        return sum(whole - t.tokens for t in self.trials if t.state == "pruned" and t.tokens)
+
     def summary(self) -> str:
         """One line for people."""
         states = ("complete", "running", "pruned", "fail")
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
         tokens = sum(t.tokens or 0 for t in self.trials)
+        saved = f" ({self.tokens_saved:,} saved by stopping early)" if self.tokens_saved else ""
         best = next((t for t in self.trials if t.number == self.best), None)
         ending = (
             f"; highest dev score {best.value:.4f} (trial {best.number})" if best and best.value is not None else ""
         )
-        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{ending}"
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{saved}{ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"study": self.study, "best": self.best, "trials": [asdict(t) for t in self.trials]}
+        return {
+            "study": self.study,
+            "best": self.best,
+            "tokens_saved": self.tokens_saved,
+            "trials": [asdict(t) for t in self.trials],
+        }
 
 
 def read_status(store: StudyStore) -> Status:
