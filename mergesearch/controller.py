@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergesearch.errors import EvaluationError, WorkerError
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
+from mergesearch.rivals import Rivals
 from mergesearch.search.registry import Strategy
 from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.store import StudyStore, Told
@@ -76,6 +77,9 @@ class Listener:
     def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
         """A trial has its value."""
 
+    def pruned(self, number: int, label: str, result: TrialResult) -> None:
+        """A trial was stopped after a look, by racing or because a trial of an equal recipe had been."""
+
     def reused(self, number: int, label: str, value: float, original: int) -> None:
         """A trial's recipe had been scored before."""
 
@@ -89,6 +93,7 @@ class Summary:
 
     reason: str
     evaluated: int = 0
+    pruned: int = 0
     reused: int = 0
     failed: int = 0
     adopted: int = 0
@@ -98,7 +103,12 @@ class Summary:
 
     def describe(self) -> str:
         """One line for people."""
-        counts = [(self.evaluated, "evaluated"), (self.reused, "known before"), (self.failed, "failed")]
+        counts = [
+            (self.evaluated, "evaluated"),
+            (self.pruned, "stopped early"),
+            (self.reused, "known before"),
+            (self.failed, "failed"),
+        ]
         done = ", ".join(f"{n} {what}" for n, what in counts if n) or "nothing to do"
         adopted = f", {self.adopted} of them begun by an earlier process" if self.adopted else ""
         return f"{self.reason}: {done}{adopted}, {self.seconds:.0f} s"
@@ -106,11 +116,15 @@ class Summary:
 
 @dataclass
 class _Trial:
-    """A trial that has begun and not ended; `deaths` says how workers died of it in this process."""
+    """A trial that has begun and not ended.
+
+    `raced` says whether it may be stopped; anchors may not. `deaths` says how workers died of it in this process.
+    """
 
     task: Task
     label: str
     fingerprint: str
+    raced: bool
     epoch: int | None = None
     deaths: list[str] = field(default_factory=list)
 
@@ -133,6 +147,7 @@ class Controller:
         self._screenings = 0
         self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
         self._distributions = study.space.distributions()
+        self._rivals = Rivals(store, study.racing.rivals) if study.racing is not None else None
         self._flight: dict[int, _Trial] = {}
         self._last: dict[str, int] = {}  # the trial that a worker was given last
         self._waiting: deque[_Trial] = deque()
@@ -168,12 +183,14 @@ class Controller:
         values = [t.value for t in history if t.state == TrialState.COMPLETE and t.value is not None]
         self._best = max(values, default=-math.inf)
         labels = {t.number: str(t.user_attrs.get("label", "")) for t in history}
+        anchors = {t.number for t in history if ANCHOR_ATTR in t.user_attrs}
         self._anchors.extend(self._anchors_left(history))
         self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
         unfinished = self._store.unfinished()
         self._summary.adopted = len(unfinished)
         for left in unfinished:
-            trial = _Trial(Task(left.number, left.recipe), labels[left.number], left.recipe.fingerprint)
+            fingerprint, raced = left.recipe.fingerprint, self._races(anchor=left.number in anchors)
+            trial = _Trial(Task(left.number, left.recipe), labels[left.number], fingerprint, raced)
             if left.attempts > self._search.retries + ALLOWED_INTERRUPTIONS:
                 reason = f"begun {left.attempts} times, it never ended: it may be what ends its process each time"
                 self._fail(trial, reason, recipe_at_fault=True)
@@ -257,12 +274,13 @@ class Controller:
         fingerprint = recipe.fingerprint
         if self._is_held(fingerprint):
             return False
-        scored = self._store.value_of(fingerprint)
-        if scored is not None:
-            attrs = {**attrs, "duplicate_of": scored[0]}
+        raced = self._races(anchor=ANCHOR_ATTR in attrs)
+        known = self._known(fingerprint, raced=raced)
+        if known is not None:
+            attrs = {**attrs, "duplicate_of": known[0]}
         distributions = {k: v for k, v in self._distributions.items() if k in params}
         number = self._store.begin(params, distributions, recipe=recipe, attrs=attrs, logical_id=logical_id)
-        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint), scored, worker)
+        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint, raced), known, worker)
         return True
 
     def _start_waiting(self) -> bool:
@@ -270,24 +288,35 @@ class Controller:
         for trial in self._waiting:
             if not self._is_held(trial.fingerprint):
                 self._waiting.remove(trial)
-                self._start(trial, self._store.value_of(trial.fingerprint))
+                self._start(trial, self._known(trial.fingerprint, raced=trial.raced))
                 return True
         return False
+
+    def _races(self, *, anchor: bool) -> bool:
+        return self._rivals is not None and not anchor
+
+    def _known(self, fingerprint: str, *, raced: bool) -> tuple[int, TrialResult] | None:
+        """What a trial of an equal recipe brought back; one that was stopped settles only those that may be stopped."""
+        return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
     def _is_held(self, fingerprint: str) -> bool:
         return any(trial.fingerprint == fingerprint for trial in self._flight.values())
 
-    def _start(self, trial: _Trial, scored: tuple[int, TrialResult] | None, worker: str | None = None) -> None:
-        """Give a trial to the named worker or to any, or at once the scores of an equal recipe."""
-        if scored is not None:
-            original, result = scored
-            self._store.finish(
-                trial.number, replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
-            )
+    def _start(self, trial: _Trial, known: tuple[int, TrialResult] | None, worker: str | None = None) -> None:
+        """Give a trial to the named worker or to any, or at once what an equal recipe brought back."""
+        if known is not None:
+            original, result = known
+            result = replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
+            self._store.finish(trial.number, result)
             self._summary.reused += 1
             self._fruitless += 1
-            self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
+            if result.stopped:
+                self._tell(self._listener.pruned, trial.number, trial.label, result)
+            else:
+                self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
             return
+        if self._rivals is not None and trial.raced:
+            trial.task = replace(trial.task, rivals=self._rivals.best(self._store.trials()))
         worker = self._pool.submit(trial.task, worker)
         self._last[worker] = trial.number
         self._flight[trial.number] = trial
@@ -353,8 +382,12 @@ class Controller:
         if told is Told.LATE:
             self._tell(self._listener.failed, trial.number, trial.label, "was ended by another program", retried=False)
             return
-        self._summary.evaluated += 1
         self._failures = self._fruitless = 0
+        if outcome.result.stopped:
+            self._summary.pruned += 1
+            self._tell(self._listener.pruned, trial.number, trial.label, outcome.result)
+            return
+        self._summary.evaluated += 1
         value = outcome.result.value
         new_best, self._best = value > self._best, max(self._best, value)
         self._tell(self._listener.finished, trial.number, trial.label, outcome.result, new_best=new_best)

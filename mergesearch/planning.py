@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from mergesearch.errors import MemoryPlanError
+from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.pipeline import CHUNK_DOCUMENTS
 from mergesearch.evaluation.tokens import LEAST_USEFUL
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
@@ -56,7 +57,7 @@ class MemoryPlan:
         model: the one model that is overwritten.
         workspace: scratch memory of the merge.
         batches: activations of one batch, estimated.
-        embeddings: one chunk of document embeddings, estimated.
+        embeddings: one chunk of document embeddings, estimated; of raced trials also those that later looks search.
         texts: the texts of all collections as Python holds them, and 4 bytes per token, estimated; none on a
             CUDA GPU, which holds neither.
         prefixes: hidden states that are kept for trials with the same lower layers.
@@ -342,6 +343,8 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         held_texts = (text for c in study.collections for text in (*c.query_texts, *c.doc_texts))
         texts = sum(map(sys.getsizeof, held_texts))
     chunk = min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
+    if study.racing is not None:
+        chunk += sum(_kept_documents(c, study.racing.looks.hits) for c in study.collections)
     host = free_memory("cpu")
     plan = MemoryPlan(
         sources=0,
@@ -383,6 +386,13 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         host=(host - plan.on_host) // count,
     )
     return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=found.boundaries)
+
+
+def _kept_documents(collection: Collection, hits: int) -> int:
+    """Documents whose embeddings a raced trial keeps until its end, at most."""
+    if collection.candidates is not None or collection.pooled is not None:
+        return len(collection.doc_ids)
+    return min(len(collection.doc_ids), sum(len(grades) + hits for grades in collection.qrels.values()))
 
 
 def dtype_note(dtype: str, rates: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,8 @@ import torch
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
+from mergesearch.evaluation.looks import LookSettings
+from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.prefixes import share_run, useful_boundaries
@@ -261,6 +263,7 @@ class Study:
             workers=workers.count,
             artifacts=self.artifacts,
             prefix=self._prefix_spec(),
+            racing=self.racing,
         )
 
     @cached_property
@@ -333,6 +336,15 @@ class Study:
             )
         return notes
 
+    @property
+    def racing(self) -> RacingSettings | None:
+        """How trials are raced; None where every trial is scored at once."""
+        entry = self.parsed.content.search.racing
+        if entry is None:
+            return None
+        looks = LookSettings(shares=entry.shares, hits=entry.hits, seed=self.parsed.content.seed)
+        return RacingSettings(looks, alpha=entry.alpha, rivals=entry.rivals)
+
     def strategy(self) -> Strategy:
         """The strategy that the study file names, with its options."""
         entry = self.parsed.content.search.strategy
@@ -368,6 +380,8 @@ class Study:
                     c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}
                     for c, spec in zip(self.collections, self.collection_specs(), strict=True)
                 },
+                # Batches hold texts of one look, and what was not looked at cannot be compared.
+                **({} if self.racing is None else {"looks": asdict(self.racing.looks)}),
             },
         }
 

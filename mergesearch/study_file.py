@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -179,6 +179,42 @@ class StrategyEntry(_Closed):
         return dict(self.model_extra or {})
 
 
+def _racing_shorthand(value: object) -> object:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+class RacingEntry(_Closed):
+    """Trials are scored in looks at more and more queries, and stopped when they cannot win any more."""
+
+    looks: int | list[float] = Field(default=4)
+    """How many, each at the same share of every collection's queries; or the share of the queries after each look but
+    the last, such as `[0.2, 0.5]`."""
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    """The largest probability of stopping a trial that would have won, over all looks."""
+    rivals: int = Field(default=1, ge=1, le=10)
+    """A trial that loses to one of this many best trials is stopped."""
+    hits: int = Field(default=10, ge=0)
+    """Where a whole corpus is searched: the BM25 hits per query that are encoded before the last look, beside judged
+    documents. What nobody needs is encoded last."""
+
+    @field_validator("looks")
+    @classmethod
+    def _ascend(cls, looks: int | list[float]) -> int | list[float]:
+        if isinstance(looks, int):
+            if not 2 <= looks <= 20:
+                raise ValueError("a number of looks is from 2 to 20")
+        elif not looks or sorted(set(looks)) != looks or looks[0] <= 0 or looks[-1] >= 1:
+            raise ValueError("shares of the queries ascend between 0 and 1, such as `[0.25, 0.5, 0.75]`")
+        return looks
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the queries after each look; the last is 1."""
+        if isinstance(self.looks, int):
+            return tuple((i + 1) / self.looks for i in range(self.looks))
+        return (*self.looks, 1.0)
+
+
 class SearchEntry(_Closed):
     """How coefficients are proposed, and how many are evaluated."""
 
@@ -192,6 +228,8 @@ class SearchEntry(_Closed):
     """What to evaluate first: every source alone, the uniform average, or points by parameter name."""
     retries: int = Field(2, ge=0)
     """How often a trial is tried again after its worker died."""
+    racing: Annotated[RacingEntry | None, BeforeValidator(_racing_shorthand)] = None
+    """Stop trials that cannot win: `true`, or a mapping. What is enqueued is never stopped."""
 
 
 class PoolEntry(_Closed):

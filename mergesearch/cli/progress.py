@@ -80,6 +80,13 @@ class StudyProgress(Listener):
         mark = "  best so far" if new_best else ""
         self._line(f"trial {number:>3}  {result.value:.4f}  {seconds:5.1f} s  {label}{mark}", bold=new_best)
 
+    def pruned(self, number: int, label: str, result: TrialResult) -> None:
+        """One line with what the score would have been, about, and after how many queries that was clear."""
+        seconds = f"{sum(result.seconds.values()):5.1f} s" if result.seconds else "      –"
+        score = "stopped" if result.estimate is None else f"≈{result.estimate:.3f}"
+        why = f"stopped after {result.looks[-1].queries} queries: cannot beat trial {result.stopped_by}"
+        self._line(f"trial {number:>3}  {score}  {seconds}  {label} ({why})")
+
     def reused(self, number: int, label: str, value: float, original: int) -> None:
         """One line saying where the score came from."""
         self._line(f"trial {number:>3}  {value:.4f}        –  {label} (same merge as trial {original})")

@@ -40,6 +40,8 @@ class Collection:
         doc_texts: D texts, title included, without any prompt.
         qrels: query id to document id to grade (0 or more); exactly the queries of `query_ids`.
         candidates: query id to the only document ids that may be ranked for it; None ranks the whole corpus.
+        pooled: of a pool: query id to the document ids that it brought in; None for a whole corpus. It decides nothing
+            but the order in which a raced trial encodes documents.
         exclude_same_id: whether a document with the id of the query is left out of its ranking.
         warnings: what was mended or left out while loading, for people to read.
 
@@ -56,6 +58,7 @@ class Collection:
     qrels: dict[str, dict[str, int]]
     candidates: dict[str, list[str]] | None = None
     exclude_same_id: bool = True
+    pooled: dict[str, list[str]] | None = field(default=None, compare=False)
     warnings: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,13 +136,17 @@ class Collection:
         """
         ids = set(kept)
         rows = [i for i, doc_id in enumerate(self.doc_ids) if doc_id in ids]
-        candidates = self.candidates and {q: [d for d in listed if d in ids] for q, listed in self.candidates.items()}
+
+        def left(lists: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+            return lists and {q: [d for d in listed if d in ids] for q, listed in lists.items()}
+
         return replace(
             self,
             doc_ids=[self.doc_ids[i] for i in rows],
             doc_texts=[self.doc_texts[i] for i in rows],
             qrels={q: {d: g for d, g in grades.items() if d in ids} for q, grades in self.qrels.items()},
-            candidates=candidates,
+            candidates=left(self.candidates),
+            pooled=left(self.pooled),
         )
 
     def _with_queries(self, kept: Iterable[str]) -> Collection:
@@ -152,4 +159,5 @@ class Collection:
             query_texts=[self.query_texts[i] for i in rows],
             qrels={q: self.qrels[q] for q in query_ids},
             candidates=self.candidates and {q: self.candidates[q] for q in query_ids},
+            pooled=self.pooled and {q: self.pooled[q] for q in query_ids},
         )

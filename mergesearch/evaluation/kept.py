@@ -79,20 +79,23 @@ class Keeper:
 
     def __init__(self, collections: Sequence[PreparedCollection]) -> None:
         self._collections = collections
-        self._queries: dict[int, Tensor] = {}
+        self._positions: dict[int, list[NDArray[np.int64]]] = {i: [] for i in range(len(collections))}
+        self._queries: dict[int, list[Tensor]] = {i: [] for i in range(len(collections))}
         self._rows: dict[int, list[NDArray[np.int64]]] = {i: [] for i in range(len(collections))}
         self._documents: dict[int, list[Tensor]] = {i: [] for i in range(len(collections))}
 
-    def add_queries(self, i: int, embeddings: Tensor) -> None:
-        """All queries of collection `i`, [Q, E]."""
-        self._queries[i] = _halved(embeddings)
+    def add_queries(self, i: int, positions: NDArray[np.int64], embeddings: Tensor) -> None:
+        """Queries of collection `i`, at `positions` among the judged ones, [B, E]."""
+        self._positions[i].append(positions)
+        self._queries[i].append(_halved(embeddings))
 
-    def add_documents(self, i: int, rows: NDArray[np.int64], embeddings: Tensor, search: TopK) -> None:
-        """Documents of collection `i` at corpus positions `rows`, [C, E], which `search` has taken in."""
+    def add_documents(self, i: int, rows: NDArray[np.int64], embeddings: Tensor, searches: Sequence[TopK]) -> None:
+        """Documents of collection `i` at corpus positions `rows`, [C, E], which all `searches` have taken in."""
         prepared = self._collections[i]
         if len(prepared.document_rows) > MOST_WHOLE:
-            judged = np.unique(prepared.judgements.keys % prepared.judgements.n_documents)
-            wanted = np.isin(rows, judged) | np.isin(rows, search.result().rows)
+            wanted = np.isin(rows, prepared.judgements.keys % prepared.judgements.n_documents)
+            for search in searches:
+                wanted |= np.isin(rows, search.result().rows)
             rows, embeddings = rows[wanted], embeddings[torch.from_numpy(wanted).to(embeddings.device)]
         self._rows[i].append(rows)
         self._documents[i].append(_halved(embeddings))
@@ -104,7 +107,8 @@ class Keeper:
             rows = np.concatenate(self._rows[i])
             order = np.argsort(rows)
             documents = torch.cat(self._documents[i])[torch.from_numpy(order)]
-            kept.append(KeptCollection(self._queries[i], rows[order], documents))
+            in_order = torch.from_numpy(np.argsort(np.concatenate(self._positions[i])))
+            kept.append(KeptCollection(torch.cat(self._queries[i])[in_order], rows[order], documents))
         return KeptEmbeddings(tuple(kept))
 
 

@@ -159,7 +159,7 @@ class RetrievalEvaluator:
         """
         self.encoder.notes.clear()
         self.encoder.layer_tokens = 0
-        clock = _Clock(self.encoder.device)
+        clock = Clock(self.encoder.device)
         done = 0
 
         def on_batch() -> None:
@@ -181,7 +181,7 @@ class RetrievalEvaluator:
         return self._comparable(self.encoder.encode(plan))
 
     def _score(
-        self, i: int, clock: _Clock, on_batch: Callable[[], None], keep_runs: bool, keeper: Keeper | None
+        self, i: int, clock: Clock, on_batch: Callable[[], None], keep_runs: bool, keeper: Keeper | None
     ) -> CollectionScores:
         prepared = self.collections[i]
         ranking = self._rank(i, clock, on_batch, keeper)
@@ -193,12 +193,12 @@ class RetrievalEvaluator:
             collection.name, self.metric.name, judgements.query_ids, scores, prepared.source.weight, run
         )
 
-    def _rank(self, i: int, clock: _Clock, on_batch: Callable[[], None], keeper: Keeper | None) -> Ranking:
+    def _rank(self, i: int, clock: Clock, on_batch: Callable[[], None], keeper: Keeper | None) -> Ranking:
         prepared = self.collections[i]
         with clock.phase("encode"):
             queries = self._comparable(self.encoder.encode(prepared.queries, on_batch))
         if keeper is not None:
-            keeper.add_queries(i, queries)
+            keeper.add_queries(i, np.arange(len(queries)), queries)
         with clock.phase("search"):
             search = TopK(
                 queries,
@@ -219,7 +219,7 @@ class RetrievalEvaluator:
                 documents = self._comparable(chunk[1])
                 search.add(rows, documents)
             if keeper is not None:
-                keeper.add_documents(i, rows, documents, search)
+                keeper.add_documents(i, rows, documents, [search])
         with clock.phase("search"):
             return search.result()
 
@@ -276,7 +276,7 @@ class RetrievalEvaluator:
             yield prepared.documents
 
 
-class _Clock:
+class Clock:
     """Wall seconds per phase.
 
     On a CUDA device the marks are events in its queue: nothing is waited for until the seconds are asked for, and work
@@ -289,12 +289,14 @@ class _Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Count the time until the block ends as `encode`, `search` or `score`."""
         started = self._mark()
         yield
         self._phases.append((name, started, self._mark()))
 
     @property
     def seconds(self) -> dict[str, float]:
+        """So far, of `encode`, `search` and `score`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         total = {"encode": 0.0, "search": 0.0, "score": 0.0}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import bm25s
@@ -65,11 +66,10 @@ def pool_documents(collection: Collection, negatives: int, seed: int) -> Collect
     if collection.candidates is not None:
         message = "it has candidate lists, which are its pool; take the pool out of the study file"
         raise CollectionError([Problem(message, where)])
-    kept = {doc_id for grades in collection.qrels.values() for doc_id in grades}
-    if negatives:
-        for found in hard_negatives(collection, negatives, seed).values():
-            kept.update(found)
-    return collection.with_documents(kept)
+    found = hard_negatives(collection, negatives, seed) if negatives else {}
+    pooled = {q: list(dict.fromkeys([*grades, *found.get(q, ())])) for q, grades in collection.qrels.items()}
+    kept = {doc_id for documents in pooled.values() for doc_id in documents}
+    return replace(collection.with_documents(kept), pooled=pooled)
 
 
 def hard_negatives(collection: Collection, k: int, seed: int) -> dict[str, list[str]]:

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+ESTIMATE_ATTR = "estimate"
+"""Attribute of a recorded trial that was stopped: `TrialResult.estimate`. Its running mean is over the first queries
+and fewer documents, so it compares with no value; strategies learn from the estimate instead."""
+
 
 @dataclass(frozen=True)
 class CollectionScores:
@@ -21,6 +25,8 @@ class CollectionScores:
         scores: one score per query, float64, in [0, 1].
         weight: the collection's share in the trial's value (weights are normalised over collections).
         run: top documents per query id, best first, as (document id, score); kept only on request.
+        looks: where the scores were taken in L looks, those after every look but the last: fp32 [L - 1, Q], NaN for
+            queries that had not been looked at. What others are raced against; None for a trial that was stopped.
     """
 
     collection: str
@@ -29,6 +35,7 @@ class CollectionScores:
     scores: NDArray[np.float64]
     weight: float = 1.0
     run: Mapping[str, Sequence[tuple[str, float]]] | None = None
+    looks: NDArray[np.float32] | None = None
 
     @property
     def mean(self) -> float:
@@ -44,11 +51,13 @@ class Look:
         queries: how many had been scored, over all collections.
         mean: their running mean, weighted over collections as a value is.
         tokens: useful tokens encoded so far.
+        approximate: the queries had searched fewer documents than those of the final value.
     """
 
     queries: int
     mean: float
     tokens: int
+    approximate: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ class TrialResult:
         layer_tokens: useful tokens times the transformer layers that were run for them.
         looks: the looks that a raced trial was scored in; empty for one that was scored at once.
         stopped: the trial was ended after a look because it could not win; its value is the running mean.
+        estimate: of a trial that was stopped: what its value would have been, about. The value of the trial that it
+            could not beat, and their mean difference over the queries of both.
+        stopped_by: the number of that trial.
         embeddings: key of its embeddings in the study's artifact store; empty where none were kept.
     """
 
@@ -76,6 +88,8 @@ class TrialResult:
     looks: tuple[Look, ...] = ()
     stopped: bool = False
     embeddings: str = ""
+    estimate: float | None = None
+    stopped_by: int | None = None
 
     @property
     def value(self) -> float:

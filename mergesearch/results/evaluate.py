@@ -152,7 +152,7 @@ def evaluate_study(
     if choice.best_number != choice.number:
         recipes[f"highest on dev (trial {choice.best_number})"] = store.recipe(choice.best_number)
     recipes[f"chosen (trial {choice.number})"] = store.recipe(choice.number)
-    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=_specs(study, split)))
+    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=_specs(study, split), racing=None))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
     scored, weights = _score(evaluator, recipes, progress)
     collections = [p.source.collection for p in evaluator.retrieval.collections]

@@ -46,6 +46,12 @@ class Status:
         """How many trials are in a state."""
         return sum(t.state == state for t in self.trials)
 
+    @property
+    def tokens_saved(self) -> int:
+        """What trials that were stopped after a look did not encode; a whole trial's tokens are the most there are."""
+        whole = max((t.tokens or 0 for t in self.trials), default=0)
+        return sum(whole - t.tokens for t in self.trials if t.state == "pruned" and t.tokens)
+
     def summary(self) -> str:
         """One line for people."""
         states = ("complete", "running", "pruned", "fail")
@@ -55,15 +61,16 @@ class Status:
         most = max((run / n for n, run in layers), default=0)  # the first trial of a worker runs all layers
         run = sum(run for _, run in layers) / most / sum(n for n, _ in layers) if layers else 1
         through = f" through {run:.0%} of the layers" if run < 0.995 else ""
+        saved = f" ({self.tokens_saved:,} saved by stopping early)" if self.tokens_saved else ""
         best = next((t for t in self.trials if t.number == self.best), None)
         ending = ""
         if best is not None and best.value is not None:
             ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
-        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{ending}"
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{ending}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)
+        return {**asdict(self), "tokens_saved": self.tokens_saved}
 
 
 def read_status(store: StudyStore) -> Status:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.evaluation.result import ESTIMATE_ATTR
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -76,8 +78,20 @@ class Ledger:
 
 
 def score(trial: FrozenTrial) -> float | None:
-    """The trial's value where it is finished and has a finite one."""
+    """What the trial teaches of its point: its value where it is finished and has a finite one.
+
+    The value of a raced trial that was stopped is its running mean over the first queries, which compares with no
+    other trial's; `ESTIMATE_ATTR` holds what its value would have been, about.
+    """
+    if trial.state == TrialState.PRUNED and ESTIMATE_ATTR in trial.user_attrs:
+        return float(trial.user_attrs[ESTIMATE_ATTR])
     finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     if not finished or trial.values is None or not math.isfinite(trial.values[0]):
         return None
     return float(trial.values[0])
+
+
+def state(trial: FrozenTrial) -> TrialState:
+    """The trial's state as a strategy is to see it: one that was stopped with an estimate has a score like others."""
+    estimated = trial.state == TrialState.PRUNED and ESTIMATE_ATTR in trial.user_attrs
+    return TrialState.COMPLETE if estimated else trial.state

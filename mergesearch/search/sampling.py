@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field
 
-from mergesearch.search.ledger import IN_FLIGHT, Ledger, score
+from mergesearch.search.ledger import IN_FLIGHT, Ledger, score, state
 from mergesearch.search.quiet import quiet_optuna
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import Proposal, Strategy, StrategyOptions
@@ -155,7 +155,7 @@ class Mirror:
         if not self._space.contains(trial.params) or not _teaches(trial):
             return
         template = create_trial(
-            state=TrialState.RUNNING if trial.state in IN_FLIGHT else trial.state,
+            state=TrialState.RUNNING if trial.state in IN_FLIGHT else state(trial),
             value=score(trial),
             params={d.name: d.to_sampling(trial.params[d.name]) for d in self._space.dimensions},
             distributions=self._distributions,
@@ -164,10 +164,10 @@ class Mirror:
         self._ids[index] = self._storage.create_new_trial(self._study_id, template)
 
     def _finish(self, trial_id: int, trial: FrozenTrial) -> None:
-        for step, value in trial.intermediate_values.items():
-            self._storage.set_trial_intermediate_value(trial_id, step, value)
-        state = trial.state if _teaches(trial) else TrialState.FAIL
-        self._storage.set_trial_state_values(trial_id, state, None if score(trial) is None else trial.values)
+        for step, mean in trial.intermediate_values.items():
+            self._storage.set_trial_intermediate_value(trial_id, step, mean)
+        end, value = state(trial) if _teaches(trial) else TrialState.FAIL, score(trial)
+        self._storage.set_trial_state_values(trial_id, end, None if value is None else [value])
 
 
 class _Seen(NamedTuple):

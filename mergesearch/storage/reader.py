@@ -158,8 +158,15 @@ class StudyReader:
 
     def value_of(self, fingerprint: str) -> tuple[int, TrialResult] | None:
         """The first completed trial of an equal recipe, and what it brought back."""
+        return self._first(fingerprint, "complete")
+
+    def stopped(self, fingerprint: str) -> tuple[int, TrialResult] | None:
+        """The first trial of an equal recipe that was stopped after a look, and what it brought back until then."""
+        return self._first(fingerprint, "pruned")
+
+    def _first(self, fingerprint: str, outcome: str) -> tuple[int, TrialResult] | None:
         with self._guarded(), Session(self._storage.engine) as session:
-            query = self._trial_rows().where(TrialRow.fingerprint == fingerprint, TrialRow.outcome == "complete")
+            query = self._trial_rows().where(TrialRow.fingerprint == fingerprint, TrialRow.outcome == outcome)
             for row in session.scalars(query.order_by(TrialRow.number)):
                 result = self._result(row)
                 if result is not None:

@@ -85,6 +85,7 @@ class QuerySets:
             query_ids=self.get(row.query_set_id),
             scores=unpack(row.scores),
             weight=row.weight,
+            looks=unpack_looks(row.looks, row.scores) if isinstance(row, ScoreRow) else None,
         )
 
     def result(self, trial: TrialRow, rows: Sequence[ScoreRow]) -> TrialResult:
@@ -97,9 +98,11 @@ class QuerySets:
             worker=trial.worker or "",
             notes=tuple(trial.notes or ()),
             layer_tokens=trial.layer_tokens or 0,
-            looks=tuple(Look(int(queries), mean, int(tokens)) for queries, mean, tokens in trial.looks or ()),
+            looks=tuple(Look(int(n), mean, int(tokens), bool(rough)) for n, mean, tokens, rough in trial.looks or ()),
             stopped=trial.outcome == "pruned",
             embeddings=trial.embeddings or "",
+            estimate=trial.estimate,
+            stopped_by=trial.stopped_by,
         )
 
 
@@ -111,6 +114,16 @@ def pack(scores: NDArray[np.float64]) -> bytes:
 def unpack(data: bytes) -> NDArray[np.float64]:
     """What `pack` wrote, as an array of its own."""
     return np.frombuffer(data, dtype="<f8").astype(np.float64)
+
+
+def pack_looks(looks: NDArray[np.float32] | None) -> bytes | None:
+    """Scores after every look but the last, [L - 1, Q], as little-endian float32 bytes."""
+    return None if looks is None else np.ascontiguousarray(looks, dtype="<f4").tobytes()
+
+
+def unpack_looks(data: bytes | None, scores: bytes) -> NDArray[np.float32] | None:
+    """What `pack_looks` wrote, beside the packed scores of the same queries."""
+    return None if data is None else np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(-1, len(scores) // 8)
 
 
 def check(result: TrialResult) -> float:

@@ -6,7 +6,7 @@ import enum
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -18,14 +18,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import StorageError
-from mergesearch.evaluation.result import TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
 from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
-from mergesearch.storage.transaction import joined, write_trial_attributes
+from mergesearch.storage.transaction import joined, write_intermediate_values, write_trial_attributes
 
 ATTRIBUTE_CHARACTERS = 4_000
 """The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
@@ -181,7 +181,8 @@ class StudyStore(StudyReader):
     def finish(self, number: int, result: TrialResult, *, epoch: int | None = None) -> Told:
         """Ends a trial with its scores: scores, attributes, value and state in one transaction.
 
-        A trial that was stopped after a look is PRUNED, with its running mean as value.
+        A trial that was stopped after a look is PRUNED, with its running mean as value. The running means of a trial
+        that was scored in looks are its intermediate values, step 1 being the first look.
 
         Args:
             number: the trial.
@@ -195,6 +196,7 @@ class StudyStore(StudyReader):
         state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
         worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
         attributes = _attributes(_costs(replace(result, worker=worker, notes=notes)))
+        looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
 
         with self._driving():
             columns = [self._query_sets.columns(c) for c in result.collections]
@@ -204,9 +206,12 @@ class StudyStore(StudyReader):
                 row.seconds = {phase: float(s) for phase, s in result.seconds.items()}
                 row.tokens, row.worker, row.notes = int(result.tokens), worker, list(notes)
                 row.layer_tokens, row.embeddings = int(result.layer_tokens), result.embeddings or None
-                row.looks = [[look.queries, look.mean, look.tokens] for look in result.looks] or None
-                session.add_all(ScoreRow(trial_id=row.id, position=i, **c) for i, c in enumerate(columns))
+                row.looks, row.estimate, row.stopped_by = looks or None, result.estimate, result.stopped_by
+                for position, (column, given) in enumerate(zip(columns, result.collections, strict=True)):
+                    packed = scores.pack_looks(given.looks)
+                    session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))
                 write_trial_attributes(session, row.optuna_trial_id, attributes)
+                write_intermediate_values(session, row.optuna_trial_id, [look.mean for look in result.looks])
 
             told = self._end(number, state, value, end, epoch)
             if told is Told.LATE:
@@ -326,6 +331,11 @@ def _costs(result: TrialResult) -> dict[str, Any]:
     attributes["worker"] = result.worker
     attributes["n_queries"] = sum(len(c.query_ids) for c in result.collections)
     attributes["scores"] = {f"{c.metric} {c.collection}": c.mean for c in result.collections}
+    if result.looks:
+        attributes["looks"] = [asdict(look) for look in result.looks]
+    if result.estimate is not None:
+        attributes[ESTIMATE_ATTR] = result.estimate
+        attributes["stopped_by"] = result.stopped_by
     if result.notes:
         attributes["notes"] = "; ".join(result.notes)[: ATTRIBUTE_CHARACTERS // 8]
     return attributes

@@ -26,6 +26,13 @@ study_system_attributes = sa.table(
 trial_user_attributes = sa.table(
     "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
 )
+trial_intermediate_values = sa.table(
+    "trial_intermediate_values",
+    sa.column("trial_id"),
+    sa.column("step"),
+    sa.column("intermediate_value", sa.Double),
+    sa.column("intermediate_value_type", sa.Enum("FINITE", name="trialintermediatevaluetype")),
+)
 
 
 class Base(DeclarativeBase):
@@ -110,6 +117,8 @@ class TrialRow(Base):
     notes: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
     layer_tokens: Mapped[int | None] = mapped_column(sa.BigInteger)
     looks: Mapped[list[list[float]] | None] = mapped_column(sa.JSON(none_as_null=True))
+    estimate: Mapped[float | None] = mapped_column(sa.Double)
+    stopped_by: Mapped[int | None]
     embeddings: Mapped[str | None] = mapped_column(sa.String(64))
     created_at: Mapped[datetime] = _now()
     finished_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
@@ -126,7 +135,11 @@ class QuerySetRow(Base):
 
 
 class ScoreRow(Base):
-    """Scores of one trial on one collection: little-endian float64, one per query of the query set."""
+    """Scores of one trial on one collection: little-endian float64, one per query of the query set.
+
+    `looks` holds those after every look but the last, one look after the other: little-endian float32, NaN for queries
+    not looked at; NULL without looks, and of trials that were stopped.
+    """
 
     __tablename__ = "mergesearch_scores"
     __table_args__ = (sa.UniqueConstraint("trial_id", "collection", "metric", name="uq_mergesearch_scores_trial"),)
@@ -139,6 +152,7 @@ class ScoreRow(Base):
     weight: Mapped[float] = mapped_column(sa.Double)
     query_set_id: Mapped[int] = mapped_column(sa.ForeignKey("mergesearch_query_sets.id"))
     scores: Mapped[bytes] = mapped_column(sa.LargeBinary)
+    looks: Mapped[bytes | None] = mapped_column(sa.LargeBinary)
 
 
 class LateResultRow(Base):

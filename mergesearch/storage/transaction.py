@@ -7,7 +7,7 @@ we know of it begin and end together: no crash, and no connection cut at any mom
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mergesearch.storage.tables import trial_user_attributes
+from mergesearch.storage.tables import trial_intermediate_values, trial_user_attributes
 
 
 @contextmanager
@@ -58,4 +58,17 @@ def write_trial_attributes(session: Session, trial_id: int, attributes: Mapping[
     table = trial_user_attributes
     session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attributes))))
     rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]
+    session.execute(sa.insert(table), rows)
+
+
+def write_intermediate_values(session: Session, trial_id: int, values: Sequence[float]) -> None:
+    """Sets the intermediate values of a trial of Optuna's, which are finite, at the steps from 1 on."""
+    if not values:
+        return
+    table = trial_intermediate_values
+    session.execute(sa.delete(table).where(table.c.trial_id == trial_id))
+    rows = [
+        {"trial_id": trial_id, "step": step, "intermediate_value": value, "intermediate_value_type": "FINITE"}
+        for step, value in enumerate(values, 1)
+    ]
     session.execute(sa.insert(table), rows)

@@ -21,6 +21,8 @@ from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.kept import Keeper
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
 from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
+from mergesearch.evaluation.raced import RacedEvaluator
+from mergesearch.evaluation.racing import RacingSettings, Rival
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
@@ -123,6 +125,7 @@ class EvaluatorSpec:
         workers: how many may run on one machine.
         artifacts: where embeddings of trials are kept; None keeps none.
         prefix: where hidden states of one trial may serve another.
+        racing: the looks that trials are scored in; None scores them at once.
     """
 
     folders: Mapping[str, Path]
@@ -138,6 +141,7 @@ class EvaluatorSpec:
     workers: int = 1
     artifacts: str | None = None
     prefix: PrefixSpec = field(default_factory=PrefixSpec)
+    racing: RacingSettings | None = None
 
 
 class TrialEvaluator:
@@ -154,7 +158,7 @@ class TrialEvaluator:
         torch.set_num_threads(spec.threads)
         self.spec = spec
         self.encoder, self.merger = open_merger(spec)
-        self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation)
+        self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
         self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None
         if spec.artifacts is not None:
@@ -167,8 +171,16 @@ class TrialEvaluator:
         *,
         worker: str = "local",
         keep_runs: bool = False,
+        rivals: Sequence[Rival] = (),
     ) -> TrialResult:
         """Build the merge in place and score it on every collection.
+
+        Args:
+            recipe: the merge.
+            progress: called after every batch.
+            worker: noted in the result.
+            keep_runs: keep the best documents per query.
+            rivals: in an evaluator that races, the trials that this one has to beat, or it is stopped.
 
         Raises:
             MergeError: the recipe's coefficients build no merge.
@@ -179,9 +191,12 @@ class TrialEvaluator:
         merged = time.perf_counter() - started
         keeper = Keeper(self.retrieval.collections) if self._screener is not None else None
         with self._reusing(recipe):
-            result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
+            if isinstance(self.retrieval, RacedEvaluator):
+                result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper, rivals=rivals)
+            else:
+                result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
         name = ""
-        if self._screener is not None and keeper is not None:
+        if self._screener is not None and keeper is not None and not result.stopped:
             name = self._screener.save(recipe, keeper.result())
         return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker, embeddings=name)
 
@@ -227,7 +242,7 @@ def attempt(
     try:
         if isinstance(task, ScreeningTask):
             return Outcome(task, worker, evaluator.screen(task))
-        return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker))
+        return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker, rivals=task.rivals))
     except MergeError as error:
         return Outcome(task, worker, failure=str(error), recipe_at_fault=True)
     except EvaluationError as error:
@@ -291,9 +306,12 @@ def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: 
 
 
 def build_retrieval(
-    encoder: Encoder, collections: Sequence[CollectionSpec], settings: EvaluationSettings
+    encoder: Encoder,
+    collections: Sequence[CollectionSpec],
+    settings: EvaluationSettings,
+    racing: RacingSettings | None = None,
 ) -> RetrievalEvaluator:
-    """Tokenise every collection once and plan its batches."""
+    """Tokenise every collection once and plan its batches, look by look where trials are raced."""
     weighted = [
         WeightedCollection(
             c.load(),
@@ -304,16 +322,17 @@ def build_retrieval(
         for c in collections
     ]
     with _token_store(weighted) as store:
-        return RetrievalEvaluator(
-            encoder,
-            weighted,
-            metric=settings.metric,
-            batch_tokens=settings.batch_tokens,
-            max_query_length=settings.max_query_length,
-            max_document_length=settings.max_document_length,
-            backend=settings.search,
-            store=store,
-        )
+        options: dict[str, Any] = {
+            "metric": settings.metric,
+            "batch_tokens": settings.batch_tokens,
+            "max_query_length": settings.max_query_length,
+            "max_document_length": settings.max_document_length,
+            "backend": settings.search,
+            "store": store,
+        }
+        if racing is not None:
+            return RacedEvaluator(encoder, weighted, racing=racing, **options)
+        return RetrievalEvaluator(encoder, weighted, **options)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mergesearch.evaluation.racing import Rival
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.surrogate.report import ScreeningReport
@@ -19,10 +20,17 @@ from mergesearch.surrogate.screening import Screening
 
 @dataclass(frozen=True)
 class Task:
-    """One logical trial to evaluate; `number` is the trial's number in the study."""
+    """One logical trial to evaluate.
+
+    Attributes:
+        number: the trial's number in the study.
+        recipe: what is evaluated.
+        rivals: complete trials that this one is raced against, best first; none for one that is scored whole.
+    """
 
     number: int
     recipe: MergeRecipe
+    rivals: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,19 @@ branch_labels = None
 depends_on = None
 
 TRIALS = "mergesearch_trials"
+SCORES = "mergesearch_scores"
 
 
 def upgrade() -> None:
     op.add_column(TRIALS, sa.Column("layer_tokens", sa.BigInteger))
     op.add_column(TRIALS, sa.Column("looks", sa.JSON))
     op.add_column(TRIALS, sa.Column("embeddings", sa.String(64)))
+    op.add_column(TRIALS, sa.Column("estimate", sa.Double))
+    op.add_column(TRIALS, sa.Column("stopped_by", sa.Integer))
+    op.add_column(SCORES, sa.Column("looks", sa.LargeBinary))
 
 
 def downgrade() -> None:
-    for name in ("embeddings", "looks", "layer_tokens"):
+    op.drop_column(SCORES, "looks")
+    for name in ("stopped_by", "estimate", "embeddings", "looks", "layer_tokens"):
         op.drop_column(TRIALS, name)
