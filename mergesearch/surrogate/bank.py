@@ -28,7 +28,6 @@ from torch import Tensor
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import Metric, parse_metric
-from mergesearch.evaluation.resampling import plain_weights
 
 Array = NDArray[np.float64]
 
@@ -36,8 +35,8 @@ SHORTLIST = 30
 """Documents that every evaluated merge puts on a query's shortlist; at least twice the metric's depth."""
 LOST_ENERGY = 1e-7
 """Share of the squared length of all embeddings that the basis may lose; rounding to float16 loses up to 8e-8."""
-_BLOCK_ELEMENTS = 1 << 26
-"""Largest intermediate of fp32: 256 MB."""
+_BLOCK_ELEMENTS = 1 << 25
+"""Largest intermediate of fp32: 128 MB."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,6 @@ class EmbeddingBank:
         n_candidates, n_basis = weights_CR.shape
         shortlists = self._shortlists_of(index, metric)
         first, second = torch.triu_indices(n_basis, n_basis, device=device)
-        chunk = max(1, _BLOCK_ELEMENTS // (8 * len(first)))
         scores_CQ = np.zeros((n_candidates, len(shortlists)))
         rows = bank.rows()
         for queries in _blocks(shortlists, _BLOCK_ELEMENTS // (n_basis * max(n_basis, bank.queries.shape[2]))):
@@ -193,6 +191,7 @@ class EmbeddingBank:
             documents_URE = self._basis(bank.documents[:, torch.from_numpy(used).to(device)]).transpose(0, 1)
             queries_RQE = self._basis(bank.queries[:, queries])
             squares_UF = _products(documents_URE @ documents_URE.transpose(1, 2), first, second)
+            chunk = max(1, _BLOCK_ELEMENTS // max(len(first), len(used)))
             for start in range(0, n_candidates, chunk):
                 part_RC = torch.from_numpy(weights_CR[start : start + chunk].T).to(device, torch.float32)
                 part_FC = part_RC[first] * part_RC[second]
@@ -236,11 +235,6 @@ class EmbeddingBank:
                     flat = (part_nTE - part_nTE.mean(dim=0)).flatten(1)
                     gram += share * (flat @ flat.T).double().cpu().numpy()
         return gram, energy
-
-
-def value_weights(bank: EmbeddingBank) -> Array:
-    """Weights of the queries in the value of a merge, float64 [Q]."""
-    return plain_weights(bank.sizes, bank.shares)
 
 
 def _products(forms: Tensor, first: Tensor, second: Tensor) -> Tensor:
