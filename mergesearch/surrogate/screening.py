@@ -153,8 +153,8 @@ class _Screen:
             self._add(everything)
             return
         near = self.points[np.argsort(-self._objectives()[: self.n], kind="stable")[:PARENTS]]
-        self._add(space.spread(n * 3 // 4, self.dimensions, self.random))
-        self._add(space.around(near, n // 4, 0.2, self.random))
+        spread = space.spread(n * 3 // 4, self.dimensions, self.random)
+        self._add(np.concatenate([spread, space.around(near, n // 4, 0.2, self.random)]))
         for step in range(self.request.refine_rounds):
             best = np.argsort(-self._acquisition(), kind="stable")[:PARENTS]
             if len(best):
