@@ -17,8 +17,9 @@ N documents, M shortlisted documents of a query, U documents of all shortlists, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from torch import Tensor
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import Metric, parse_metric
-from mergesearch.evaluation.resampling import plain_weights
 
 Array = NDArray[np.float64]
 
@@ -36,8 +36,10 @@ SHORTLIST = 30
 """Documents that every evaluated merge puts on a query's shortlist; at least twice the metric's depth."""
 LOST_ENERGY = 1e-7
 """Share of the squared length of all embeddings that the basis may lose; rounding to float16 loses up to 8e-8."""
-_BLOCK_ELEMENTS = 1 << 26
-"""Largest intermediate of fp32: 256 MB."""
+_BLOCK_ELEMENTS = 1 << 25
+"""Largest intermediate of fp32: 128 MB."""
+_KEPT_ELEMENTS = 1 << 26
+"""Most that is kept per collection between calls: 256 MB of fp32."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class EmbeddingBank:
             raise EvaluationError(f"{len(self.keys)} merges are named; the collections hold embeddings of {held}.")
         self._shortlist = shortlist
         self._shortlists: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
+        self._kept: dict[tuple[int, int], list[_Forms]] = {}
         self._gram, energy = self._differences()
         if not np.isfinite(self._gram).all():
             raise EvaluationError("embeddings of evaluated merges hold NaN or infinite values.")
@@ -181,38 +184,52 @@ class EmbeddingBank:
 
     def _scores(self, index: int, weights_CR: Array, metric: Metric) -> Array:
         bank = self.collections[index]
-        device = bank.queries.device
         n_candidates, n_basis = weights_CR.shape
-        shortlists = self._shortlists_of(index, metric)
-        first, second = torch.triu_indices(n_basis, n_basis, device=device)
-        chunk = max(1, _BLOCK_ELEMENTS // (8 * len(first)))
-        scores_CQ = np.zeros((n_candidates, len(shortlists)))
+        first, second = torch.triu_indices(n_basis, n_basis, device=bank.queries.device)
+        scores_CQ = np.zeros((n_candidates, bank.queries.shape[1]))
         rows = bank.rows()
+        for forms in self._forms(index, max(self._shortlist, 2 * metric.depth)):
+            chunk = max(1, _BLOCK_ELEMENTS // max(len(first), len(forms.squares)))
+            for start in range(0, n_candidates, chunk):
+                part_RC = torch.from_numpy(weights_CR[start : start + chunk].T).to(forms.squares)
+                part_FC = part_RC[first] * part_RC[second]
+                scale_UC = (forms.squares @ part_FC).clamp_min(1e-30).rsqrt() if bank.normalize else None
+                for query, (documents, columns, pairs_MF) in forms.queries.items():
+                    similarity_MC = pairs_MF @ part_FC
+                    if scale_UC is not None:
+                        similarity_MC *= scale_UC[columns]
+                    scores_CQ[start : start + chunk, query] = _score(
+                        metric, _of_query(bank.judgements, query), rows[documents], similarity_MC.cpu().numpy()
+                    )
+        return scores_CQ
+
+    def _forms(self, index: int, length: int) -> Iterable[_Forms]:
+        """Quadratic forms of a collection, computed once unless they are too many to keep."""
+        if (index, length) in self._kept:
+            return self._kept[index, length]
+        if (index, length) not in self._shortlists:
+            self._shortlists[index, length] = self.collections[index].shortlists(length)
+        shortlists = self._shortlists[index, length]
+        forms = self._compute_forms(self.collections[index], shortlists)
+        n_basis = self._directions.shape[1] + 1
+        if n_basis * (n_basis + 1) * sum(map(len, shortlists)) > _KEPT_ELEMENTS:  # pairs, and at most as many squares
+            return forms
+        return self._kept.setdefault((index, length), list(forms))
+
+    def _compute_forms(self, bank: CollectionBank, shortlists: Sequence[NDArray[np.int64]]) -> Iterator[_Forms]:
+        device = bank.queries.device
+        n_basis = self._directions.shape[1] + 1
+        first, second = torch.triu_indices(n_basis, n_basis, device=device)
         for queries in _blocks(shortlists, _BLOCK_ELEMENTS // (n_basis * max(n_basis, bank.queries.shape[2]))):
             used = np.unique(np.concatenate([shortlists[q] for q in queries]))
             documents_URE = self._basis(bank.documents[:, torch.from_numpy(used).to(device)]).transpose(0, 1)
             queries_RQE = self._basis(bank.queries[:, queries])
-            squares_UF = _products(documents_URE @ documents_URE.transpose(1, 2), first, second)
-            for start in range(0, n_candidates, chunk):
-                part_RC = torch.from_numpy(weights_CR[start : start + chunk].T).to(device, torch.float32)
-                part_FC = part_RC[first] * part_RC[second]
-                scale_UC = (squares_UF @ part_FC).clamp_min(1e-30).rsqrt() if bank.normalize else None
-                for position, query in enumerate(queries):
-                    columns = torch.from_numpy(np.searchsorted(used, shortlists[query])).to(device)
-                    pairs_MRR = documents_URE[columns] @ queries_RQE[:, position].T
-                    similarity_MC = _products(pairs_MRR, first, second) @ part_FC
-                    if scale_UC is not None:
-                        similarity_MC *= scale_UC[columns]
-                    scores_CQ[start : start + chunk, query] = _score(
-                        metric, _of_query(bank.judgements, query), rows[shortlists[query]], similarity_MC.cpu().numpy()
-                    )
-        return scores_CQ
-
-    def _shortlists_of(self, index: int, metric: Metric) -> list[NDArray[np.int64]]:
-        length = max(self._shortlist, 2 * metric.depth)
-        if (index, length) not in self._shortlists:
-            self._shortlists[index, length] = self.collections[index].shortlists(length)
-        return self._shortlists[index, length]
+            forms = _Forms(_products(documents_URE @ documents_URE.transpose(1, 2), first, second), {})
+            for position, query in enumerate(queries):
+                columns = torch.from_numpy(np.searchsorted(used, shortlists[query])).to(device)
+                pairs_MRR = documents_URE[columns] @ queries_RQE[:, position].T
+                forms.queries[query] = shortlists[query], columns, _products(pairs_MRR, first, second)
+            yield forms
 
     def _basis(self, embeddings_nTE: Tensor) -> Tensor:
         """Mean and principal differences of the merges' embeddings of some texts, fp32 [R, T, E]."""
@@ -238,9 +255,17 @@ class EmbeddingBank:
         return gram, energy
 
 
-def value_weights(bank: EmbeddingBank) -> Array:
-    """Weights of the queries in the value of a merge, float64 [Q]."""
-    return plain_weights(bank.sizes, bank.shares)
+class _Forms(NamedTuple):
+    """Quadratic forms in basis weights, as coefficients of products of two: of a few queries and their documents.
+
+    Attributes:
+        squares: squared length of each document, [U, F].
+        queries: per query its documents as indices into the collection's, int64 [M], their rows in `squares`,
+            and inner products with the query, [M, F].
+    """
+
+    squares: Tensor
+    queries: dict[int, tuple[NDArray[np.int64], Tensor, Tensor]]
 
 
 def _products(forms: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class Screening:
         allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
         metric: for example `ndcg@10`.
         objective: what is maximised.
-        exploration: standard deviations of the prediction that are added to the objective.
+        exploration: standard deviations of the prediction that are added to the objective. On toy families of
+            merges 0 to 1 found equally good ones and 2 was slower; some is needed to spread picks of one batch.
         n_candidates: candidates of the first round. A lattice of no more points is taken whole.
         n_picks: points to pick; each counts as known when the next one is.
         separation: least distance, in the coordinate that differs most, of picks from everything known, as long as
@@ -112,50 +113,61 @@ class _Screen:
         self.shift = float(off @ self.left_out_sd / variances.sum()) if self.n > 1 else 0.0
 
     def report(self) -> ScreeningReport:
-        request = self.request
-        everything = self.space.lattice(request.n_candidates)
-        if everything is not None:
-            self._add(everything)
-        else:
-            near = self.points[np.argsort(-self._objectives()[: self.n], kind="stable")[:PARENTS]]
-            spread = self.space.spread(request.n_candidates * 3 // 4, self.dimensions, self.random)
-            local = self.space.around(near, request.n_candidates // 4, 0.2, self.random)
-            self._add(np.concatenate([spread, local]))
-            for step in range(request.refine_rounds):
-                best = np.argsort(-self._acquisition(self.known), kind="stable")[:PARENTS]
-                size = 0.1 / 2**step
-                self._add(self.space.around(self.candidates[best], request.n_candidates // 4, size, self.random))
-        picks = self._picks()
-        objectives = self._objectives()
-        values_n = self.measured_nQ @ self.plain
-        best_measured = int(values_n.argmax())
-        improvement, noise = float("-inf"), 0.0
-        means = self._means()
-        if len(means):
-            highest = int(objectives[self.n :].argmax())
-            improvement = float(means[highest] - values_n[best_measured])
-            noise = paired_error(self.scores_CQ[highest], self.measured_nQ[best_measured], self.sizes, self.shares)
+        """Draw, score, pick, and say how far to trust it."""
+        self._search()
+        objectives, values_n = self._objectives(), self.measured_nQ @ self.plain
         all_scores = np.concatenate([self.measured_nQ, self.scores_CQ])
-        replayed = self.bank.per_query_scores(np.eye(self.n), request.metric) @ self.plain
-        summit = np.concatenate([self.points, self.candidates])[int(objectives.argmax())]
-        errors = np.sqrt(self.fit.errors)
+        luck = (all_scores, self.sizes, self.shares)
+        replayed = self.bank.per_query_scores(np.eye(self.n), self.request.metric) @ self.plain
+        improvement, noise = self._improvement(objectives[self.n :])
         return ScreeningReport(
-            picks=picks,
+            picks=self._picks(objectives[self.n :]),
             left_out=tuple(
-                LeftOut(key, float(values_n[i]), float(self.left_out[i]), self.unit_sd * float(sd), float(errors[i]))
-                for i, (key, sd) in enumerate(zip(request.keys, self.left_out_sd, strict=True))
+                LeftOut(key, *map(float, row))
+                for key, *row in zip(
+                    self.request.keys,
+                    values_n,
+                    self.left_out,
+                    self.unit_sd * self.left_out_sd,
+                    np.sqrt(self.fit.errors),
+                    strict=True,
+                )
             ),
-            lengths=tuple(map(float, self.fit.lengths)),
+            lengths=_plain(self.fit.lengths),
             n_screened=len(self.candidates),
-            best_measured=float(values_n[best_measured]),
+            best_measured=float(values_n.max()),
             improvement=improvement,
             noise=noise,
-            optimism=optimism(all_scores, self.sizes, self.shares, seed=request.objective.seed),
-            cross_fit_gap=cross_fit_gap(all_scores, self.sizes, self.shares, seed=request.objective.seed),
+            optimism=optimism(*luck, seed=self.request.objective.seed),
+            cross_fit_gap=cross_fit_gap(*luck, seed=self.request.objective.seed),
             bias=self.shift / self.unit_sd if self.unit_sd else 0.0,
             replay_error=float(np.abs(replayed - values_n).mean()),
-            landscape=self._landscape(summit),
+            landscape=self._landscape(np.concatenate([self.points, self.candidates])[objectives.argmax()]),
         )
+
+    def _search(self) -> None:
+        """Fill the table of candidates: everything, or points all over and then ever nearer to the best."""
+        space, n = self.space, self.request.n_candidates
+        everything = space.lattice(n)
+        if everything is not None:
+            self._add(everything)
+            return
+        near = self.points[np.argsort(-self._objectives()[: self.n], kind="stable")[:PARENTS]]
+        spread = space.spread(n * 3 // 4, self.dimensions, self.random)
+        self._add(np.concatenate([spread, space.around(near, n // 4, 0.2, self.random)]))
+        for step in range(self.request.refine_rounds):
+            best = np.argsort(-self._acquisition(), kind="stable")[:PARENTS]
+            if len(best):
+                self._add(space.around(self.candidates[best], n // 4, 0.1 / 2**step, self.random))
+
+    def _improvement(self, objectives_C: Array) -> tuple[float, float]:
+        """Predicted gain of the best open candidate over the best measured score, and its standard error."""
+        if not len(objectives_C):
+            return float("-inf"), 0.0
+        values_n = self.measured_nQ @ self.plain
+        open_, measured = int(objectives_C.argmax()), int(values_n.argmax())
+        noise = paired_error(self.scores_CQ[open_], self.measured_nQ[measured], self.sizes, self.shares)
+        return float(self._means()[open_] - values_n[measured]), noise
 
     def _add(self, candidates: Array) -> None:
         """Score those candidates that are new."""
@@ -167,10 +179,10 @@ class _Screen:
     def _predict(self, points: Array) -> Array:
         return self.bank.per_query_scores(self.kriging.weights(points), self.request.metric)
 
-    def _sd(self, points: Array, known: Array) -> Array:
-        """Standard deviations of predicted dev scores once the points `known` are evaluated."""
-        kriging = Kriging(known, self.fit.lengths, self.request.kernel) if len(known) > self.n else self.kriging
-        sd: Array = np.sqrt(kriging.variance(points)) * self.unit_sd
+    def _sd(self, known: Array) -> Array:
+        """Standard deviations of the candidates' dev scores, [C], once the points `known` are evaluated."""
+        kriging = self.kriging if len(known) == self.n else Kriging(known, self.fit.lengths, self.request.kernel)
+        sd: Array = np.sqrt(kriging.variance(self.candidates)) * self.unit_sd
         return sd
 
     def _correction(self) -> Array:
@@ -189,34 +201,26 @@ class _Screen:
         values[self.n :] += self._correction()
         return values
 
-    def _acquisition(self, known: Array) -> Array:
-        """Of the candidates, [C]."""
-        sd = self._sd(self.candidates, known)
-        return self._objectives()[self.n :] + self.request.exploration * sd
+    def _acquisition(self) -> Array:
+        """Of the candidates, [C], while nothing is picked."""
+        return self._objectives()[self.n :] + self.request.exploration * self._sd(self.known)
 
-    def _picks(self) -> tuple[Pick, ...]:
+    def _picks(self, objectives_C: Array) -> tuple[Pick, ...]:
         picks: list[Pick] = []
-        known, means, objectives = self.known, self._means(), self._objectives()[self.n :]
-        open_ = np.ones(len(means), dtype=bool)
-        gaps = cdist(self.candidates, known, "chebyshev").min(axis=1)
+        known, means_C = self.known, self._means()
+        open_ = np.ones(len(means_C), dtype=bool)
+        gaps_C = cdist(self.candidates, known, "chebyshev").min(axis=1)
         while len(picks) < self.request.n_picks and open_.any():
-            sd = self._sd(self.candidates, known)
-            acquisition = objectives + self.request.exploration * sd
-            apart = open_ & (gaps >= self.request.separation)
-            best = int(np.where(apart if apart.any() else open_, acquisition, -np.inf).argmax())
+            sd_C = self._sd(known)
+            acquisition_C = objectives_C + self.request.exploration * sd_C
+            apart = open_ & (gaps_C >= self.request.separation)
+            best = int(np.where(apart if apart.any() else open_, acquisition_C, -np.inf).argmax())
             point = self.candidates[best]
-            picks.append(
-                Pick(
-                    tuple(map(float, point)),
-                    float(means[best]),
-                    float(sd[best]),
-                    float(objectives[best]),
-                    float(acquisition[best]),
-                )
-            )
+            told = (float(column[best]) for column in (means_C, sd_C, objectives_C, acquisition_C))
+            picks.append(Pick(_plain(point), *told))
             open_[best] = False
             known = np.concatenate([known, point[None]])
-            gaps = np.minimum(gaps, np.abs(self.candidates - point).max(axis=1, initial=0.0))
+            gaps_C = np.minimum(gaps_C, np.abs(self.candidates - point).max(axis=1))
         return tuple(picks)
 
     def _landscape(self, summit: Array) -> Landscape:
