@@ -155,7 +155,9 @@ class StudyPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)
+        plain = asdict(self)
+        plain["memory"]["boundaries"] = list(self.memory.boundaries)
+        return plain
 
     def tables(self) -> list[Table]:
         """Sources, groups, search space and memory."""
