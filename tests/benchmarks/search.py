@@ -51,6 +51,8 @@ PAIRS = [
     ("cranfield", "medquad-mlm"),
 ]
 """Collections and second models for the grids."""
+SAMPLES = {"nfcorpus": (20, 1), "medquad_qa": (60, 6), "cosqa": (60, 6), "cranfield": (60, 3)}
+"""Dev queries, and BM25 negatives for each of them, by collection: some 20,000 to 40,000 tokens a merge."""
 THREE = ["nfcorpus-mlm", "medquad-pairs", "nfcorpus-pairs"]
 SIX_ON = ["cosqa", "medquad_qa", "cranfield"]
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -141,8 +143,6 @@ class Setting:
     data: Path
     runs: Path
     cache: Path
-    queries: int
-    negatives: int
     lengths: tuple[int, int]
     threads: int
     pools: dict[str, Evaluated] = field(default_factory=dict)
@@ -157,6 +157,7 @@ class Setting:
         search: Mapping[str, Any],
         seed: int,
     ) -> Study:
+        queries, negatives = SAMPLES[collection]
         content = {
             "study": name,
             "seed": seed,
@@ -170,8 +171,8 @@ class Setting:
                         "name": collection,
                         "folder": str((self.data / collection).resolve()),
                         "split": "dev",
-                        "queries": self.queries,
-                        "pool": {"negatives": self.negatives},
+                        "queries": queries,
+                        "pool": {"negatives": negatives},
                     }
                 ],
             },
@@ -444,8 +445,6 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of second models")
     parser.add_argument("--cache", type=Path, default=Path("runs/search-cache"))
     parser.add_argument("--parts", default="grid,fine,six,layers,methods,budget,test")
-    parser.add_argument("--queries", type=int, default=40)
-    parser.add_argument("--negatives", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs=2, default=(32, 64))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=100, help="merges for TPE in `six`")
@@ -454,9 +453,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     given.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(
-        given.data, given.runs, given.cache, given.queries, given.negatives, tuple(given.lengths), given.threads
-    )
+    setting = Setting(given.data, given.runs, given.cache, tuple(given.lengths), given.threads)
     for part in given.parts.split(","):
         say(part)
         if part == "grid":
