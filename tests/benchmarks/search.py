@@ -145,6 +145,7 @@ class Setting:
     cache: Path
     lengths: tuple[int, int]
     threads: int
+    dtype: str
     pools: dict[str, Evaluated] = field(default_factory=dict)
     tests: dict[str, TrialEvaluator] = field(default_factory=dict)
 
@@ -165,6 +166,7 @@ class Setting:
             "merge": {"template": "retriever", **merge},
             "search": dict(search),
             "evaluation": {
+                "dtype": self.dtype,
                 "max_length": {"query": self.lengths[0], "document": self.lengths[1]},
                 "collections": [
                     {
@@ -449,11 +451,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=100, help="merges for TPE in `six`")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast where the CPU has it")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     given.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(given.data, given.runs, given.cache, tuple(given.lengths), given.threads)
+    setting = Setting(given.data, given.runs, given.cache, tuple(given.lengths), given.threads, given.dtype)
     for part in given.parts.split(","):
         say(part)
         if part == "grid":
