@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -213,13 +214,8 @@ def _print_searches(grids: dict[str, Any], searches: dict[str, Any], arguments: 
     tolerance = arguments.tolerance
     rows: list[tuple[str, float, float, str]] = []  # what, seconds, trials, how often it got there
     best = max(p["value"] for p in grids["mergesearch"]["points"])
-    reached = [r for run in searches["runs"] if (r := _reached(run, best - tolerance)) is not None]
-    of = f"{len(reached)} of {len(searches['runs'])} searches"
-    if reached:
-        middle = [statistics.median(column) for column in zip(*reached, strict=True)]
-        rows.append((f"mergesearch, {searches['strategy']}", middle[0], middle[1], of))
-    else:
-        print(f"\nmergesearch, {searches['strategy']}: none of {len(searches['runs'])} searches got there")
+    found = [_reached(run, best - tolerance) for run in searches["runs"]]
+    rows.append((f"mergesearch, {searches['strategy']}", *_medians(found), _how_many(found, "searches")))
     rows.append(_expected_of_loop(grids["mergekit"], tolerance))
     rows.append(_expected_of_tpe(grids["sentence-transformers"], tolerance, arguments.tpe_seeds))
     whole = grids["mergekit"]
@@ -228,18 +224,28 @@ def _print_searches(grids: dict[str, Any], searches: dict[str, Any], arguments: 
     print("\n| to the best of the grid | seconds | trials | tokens | reached | × the first row's seconds |")
     print("|---|---|---|---|---|---|")
     for what, seconds, trials, often in rows:
-        ratio = f"{seconds / rows[0][1]:.1f}" if reached else "–"
-        print(f"| {what} | {seconds:.1f} | {trials:.1f} | {trials * per_trial:,.0f} | {often} | {ratio} |")
+        ratio = seconds / rows[0][1]
+        print(f"| {what} | {seconds:.1f} | {trials:.1f} | {trials * per_trial:,.0f} | {often} | {ratio:.1f} |")
 
 
-def _reached(run: dict[str, Any], value: float) -> tuple[float, float] | None:
-    """Seconds and trials until a merge had this value."""
+def _reached(run: dict[str, Any], value: float) -> tuple[float, float]:
+    """Seconds and trials until a merge had this value; infinite where none had."""
     seconds = run["load"]
     for count, point in enumerate(run["points"], 1):
         seconds += point["seconds"]
         if point["value"] >= value:
             return seconds, count
-    return None
+    return math.inf, math.inf
+
+
+def _medians(found: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of seconds and of trials; searches that did not get there count as the longest."""
+    seconds, trials = (statistics.median_high(column) for column in zip(*found, strict=True))
+    return seconds, trials
+
+
+def _how_many(found: list[tuple[float, float]], of: str) -> str:
+    return f"{sum(map(math.isfinite, (seconds for seconds, _ in found)))} of {len(found)} {of}"
 
 
 def _expected_of_loop(grid: dict[str, Any], tolerance: float) -> tuple[str, float, float, str]:
@@ -258,7 +264,7 @@ def _expected_of_tpe(grid: dict[str, Any], tolerance: float, seeds: int) -> tupl
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     points = {(p["lower"], p["upper"]): Point(**p) for p in grid["points"]}
     wanted = max(p.value for p in points.values()) - tolerance
-    found = []
+    found: list[tuple[float, float]] = []
     for seed in range(seeds):
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
         seconds = grid["load"]
@@ -272,8 +278,9 @@ def _expected_of_tpe(grid: dict[str, Any], tolerance: float, seeds: int) -> tupl
             if point.value >= wanted:
                 found.append((seconds, count))
                 break
-    middle = [statistics.median(column) for column in zip(*found, strict=True)]
-    return f"(ii), Optuna's TPE, median of {seeds} seeds", middle[0], middle[1], f"{len(found)} of {seeds} seeds"
+        else:
+            found.append((math.inf, math.inf))
+    return f"(ii), Optuna's TPE, median of {seeds} seeds", *_medians(found), _how_many(found, "seeds")
 
 
 if __name__ == "__main__":
