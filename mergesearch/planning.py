@@ -17,7 +17,7 @@ from mergesearch.evaluation.tokens import LEAST_USEFUL
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
 from mergesearch.merging.resident import chunk_for
 from mergesearch.search.dimension import Dimension
-from mergesearch.sources.alignment import align
+from mergesearch.sources.alignment import align_within
 from mergesearch.sources.layout import span
 from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
@@ -312,11 +312,9 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     target = {p.name: TensorHeader(p.shape, dtype) for p in study.layout.parameters.values()}
     sources = {}
     for name, checkpoint in study.checkpoints.items():
-        wanted = spec.merged_places[name]
         sources[name] = {
             n: TensorHeader(tuple(checkpoint.tensors[raw].shape), checkpoint.tensors[raw].dtype, raw in checkpoint.made)
-            for n, raw in align(checkpoint, study.layout).items()
-            if study.layout.parameters[n].place in wanted
+            for n, raw in align_within(checkpoint, study.layout, spec.merged_places[name]).items()
         }
     if study.shared is not None:
         table = study.layout.word_embeddings

@@ -20,6 +20,7 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.racing import RacingSettings
+from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.prefixes import share_run, useful_boundaries
@@ -167,6 +168,11 @@ class Study:
         rows = self.shared.rows[source].numpy().tobytes()
         return hashlib.sha256(bytes.fromhex(weights) + rows).hexdigest()
 
+    def _options(self) -> dict[str, OptionValue]:
+        """The merge method's options that differ from their defaults; one that is spelled out makes no other merge."""
+        given = self.parsed.content.merge.options
+        return {name: setting for name, setting in given.items() if setting != self.method.options[name].default}
+
     def _recipe(self, groups: tuple[GroupRecipe, ...]) -> MergeRecipe:
         content = self.parsed.content
         located = {**self.folders, **self.adapters}
@@ -185,7 +191,7 @@ class Study:
             template=content.merge.template,
             groups=groups,
             base=content.merge.base,
-            options=content.merge.options,
+            options=self._options(),
             dtype=content.evaluation.dtype,
             seed=content.seed,
         )
@@ -364,7 +370,7 @@ class Study:
                 "method": merge.method,
                 "template": merge.template,
                 "base": merge.base,
-                "options": merge.options,
+                "options": self._options(),
                 # Coefficients that name a source hold its place, and some methods treat the first differently.
                 "order": list(self.method.sources_of(self._recipe(()))),
                 "groups": {g.name: {"places": list(g.places), "merged": g.merged} for g in self.groups},

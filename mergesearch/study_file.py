@@ -395,10 +395,10 @@ def parse_study_text(text: str, path: Path) -> ParsedStudy:
         tree = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f"{path.name}:{mark.line + 1}" if mark else path.name
+        line = f"{path}:{mark.line + 1}" if mark else str(path)
         raise StudyFileError([Problem(f"not valid YAML: {error.problem or error.context}", line)]) from None
     if not isinstance(tree, Mapping):
-        raise StudyFileError([Problem("expected a mapping with `study:`, `sources:`, `merge:`, …", path.name)])
+        raise StudyFileError([Problem("expected a mapping with `study:`, `sources:`, `merge:`, …", str(path))])
     try:
         content = StudyFile.model_validate(plain(tree))
     except ValidationError as error:

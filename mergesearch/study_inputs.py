@@ -29,7 +29,7 @@ from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
-from mergesearch.study_file import ParsedStudy, PromptsEntry
+from mergesearch.study_file import ParsedStudy, PromptsEntry, SourceEntry
 from mergesearch.workers.evaluator import CollectionSpec
 
 _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
@@ -44,7 +44,7 @@ def open_sources(parsed: ParsedStudy, checks: Checks) -> tuple[dict[str, Path], 
     located: dict[str, Path] = {}
     for name, source in parsed.content.sources.items():
         with checks.at("sources", name):
-            located[name] = locate(source.model, revision=source.revision, relative_to=parsed.folder)
+            located[name] = _locate(source, parsed)
     folders, checkpoints = {}, {}
     for name, found in located.items():
         with checks.at("sources", name):
@@ -54,6 +54,18 @@ def open_sources(parsed: ParsedStudy, checks: Checks) -> tuple[dict[str, Path], 
                 checkpoints[name] = open_source(name, folder, found if adapts else None)
                 folders[name] = folder
     return folders, checkpoints
+
+
+def _locate(source: SourceEntry, parsed: ParsedStudy) -> Path:
+    """Where a source is; of a folder that is not there, what the study file's comments say of it."""
+    try:
+        return locate(source.model, revision=source.revision, relative_to=parsed.folder)
+    except SourceError as error:
+        folder = source.model.lstrip("./")
+        comments = [line.strip("# ") for line in parsed.text.splitlines() if line.startswith("#") and folder in line]
+        if not comments:
+            raise
+        raise SourceError([f"{problem} The file says: {comments[0]}" for problem in error.problems]) from None
 
 
 def _base_of(name: str, parsed: ParsedStudy, located: Mapping[str, Path]) -> Path | None:

@@ -27,7 +27,7 @@ def plain(node: Any) -> Any:
 
 
 def where(path: Path, tree: Any, keys: Sequence[str | int]) -> str:
-    """Such as `study.yaml:12`, for the entry at `keys`, or for its closest parent."""
+    """Such as `studies/mine.yaml:12`, for the entry at `keys`, or for its closest parent."""
     line, node = 0, tree
     for key in keys:
         try:
@@ -35,7 +35,7 @@ def where(path: Path, tree: Any, keys: Sequence[str | int]) -> str:
             line, node = position[0], node[key]
         except (AttributeError, KeyError, IndexError, TypeError):
             continue  # pydantic's path also names union members, which the file does not have
-    return f"{path.name}:{line + 1}"
+    return f"{path}:{line + 1}"
 
 
 _EXPECTED = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -51,11 +52,13 @@ def main() -> None:
             for q, judged in collection.qrels.items()
         ]
         train_contrastive(retriever, pairs, given.out, max_length=128, **settings)
-    print(f"\n{given.out}: {given.kind}, {given.steps} steps, {time.perf_counter() - started:.0f} s")
+    print(f"{given.out}: {given.kind}, {given.steps} steps, {time.perf_counter() - started:.0f} s")
 
 
 def show(done: int, total: int) -> None:
-    print(f"\rstep {done}/{total}", end="", flush=True)
+    """A counter in one line of a terminal; a log is spared it."""
+    if sys.stdout.isatty():
+        print(f"\rstep {done}/{total}", end="\n" if done == total else "", flush=True)
 
 
 if __name__ == "__main__":

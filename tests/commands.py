@@ -38,6 +38,7 @@ def _enter(arguments: Sequence[str], log: Path) -> None:
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["mergesearch", *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in the background
     main()
 
 

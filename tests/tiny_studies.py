@@ -70,10 +70,10 @@ class TinyStudy:
             yaml.dump(content, out)
 
     def line_of(self, text: str) -> str:
-        """Such as `study.yaml:3`: the one line of the study file that holds `text`."""
+        """Such as `/folder/study.yaml:3`: the one line of the study file that holds `text`."""
         lines = self.file.read_text(encoding="utf-8").splitlines()
         (number,) = [i for i, line in enumerate(lines, 1) if text in line]
-        return f"{self.file.name}:{number}"
+        return f"{self.file}:{number}"
 
 
 def make_study(folder: Path, *, kind: str = "bert", n_layers: int = 2) -> TinyStudy:

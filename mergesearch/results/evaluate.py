@@ -114,9 +114,7 @@ class Evaluation:
                     f"chosen − {t.against}",
                     f"{t.comparison.mean_difference:+.4f}",
                     "[{:+.4f}, {:+.4f}]".format(*t.comparison.interval),
-                    f"{t.comparison.p_ttest:.4f}",
-                    f"{t.comparison.p_permutation:.4f}",
-                    f"{t.p_holm:.4f}",
+                    *map(shown_p, (t.comparison.p_ttest, t.comparison.p_permutation, t.p_holm)),
                 )
                 for t in self.tests
                 if t.collection == name
@@ -125,6 +123,11 @@ class Evaluation:
                 headers = ["paired by query", scores.metric, "95% interval", "p (t)", "p (perm.)", "p (t, Holm)"]
                 tables.append((f"{name}, differences", headers, differences))
         return tables
+
+
+def shown_p(p: float) -> str:
+    """A p-value with four decimals; none is shown as 0, which no test can find."""
+    return f"{p:.4f}" if p >= 0.0001 else "<.0001"
 
 
 def evaluate_study(

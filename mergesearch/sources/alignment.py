@@ -50,6 +50,11 @@ def align(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
     return aligned
 
 
+def align_within(checkpoint: Checkpoint, layout: Layout, places: Collection[str]) -> dict[str, str]:
+    """Like `align`, for the parameters of some places: what is read from a source."""
+    return {n: raw for n, raw in align(checkpoint, layout).items() if layout.parameters[n].place in places}
+
+
 def check_sources(
     checkpoints: Mapping[str, Checkpoint],
     *,
@@ -107,8 +112,7 @@ def check_sources(
                     embeddings_merged=EMBEDDINGS in places,
                     other_vocabulary=other_vocabulary,
                 )
-            found = align(checkpoint, layout)
-            aligned[name] = {n: raw for n, raw in found.items() if layout.parameters[n].place in places}
+            aligned[name] = align_within(checkpoint, layout, places)
         problems += [Problem(message, f"source {name!r}") for message in here]
     if problems:
         raise SourceError(problems, "The sources do not fit each other:")

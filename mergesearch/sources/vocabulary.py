@@ -39,13 +39,6 @@ class SharedTokens:
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
 
-    def select(self, source: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors of a source by canonical name, with only the shared rows of the word embeddings."""
-        if self.tensor not in tensors:
-            return dict(tensors)
-        table = tensors[self.tensor]
-        return {**tensors, self.tensor: table.index_select(0, self.rows[source].to(table.device))}
-
 
 def match_tokens(
     vocabularies: Mapping[str, Vocabulary], n_rows: Mapping[str, int], template: str

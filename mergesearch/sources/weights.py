@@ -24,6 +24,7 @@ def read_tensors(
     kept: Kept = "mapped",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    rows: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors by canonical name.
 
@@ -37,15 +38,21 @@ def read_tensors(
         kept: where the tensors stay.
         device: whose memory `device` means.
         dtype: what they are converted to; None keeps each as stored.
+        rows: canonical name to the rows (int64) that are taken of a tensor; it is then a copy however it is kept.
 
     Raises:
         SourceError: names every tensor that holds NaN or infinite values, before or after conversion.
     """
+
+    def taken(name: str, stored: torch.Tensor) -> torch.Tensor:
+        chosen = (rows or {}).get(name)
+        return (stored if chosen is None else stored.index_select(0, chosen)).to(dtype=dtype)
+
     if kept == "mapped":
         mapped = checkpoint.read_many(names.values())
-        read = {name: mapped[raw].to(dtype=dtype) for name, raw in names.items()}
+        read = {name: taken(name, mapped[raw]) for name, raw in names.items()}
     else:
-        read = {name: keep(checkpoint.read(raw).to(dtype=dtype), kept, device) for name, raw in names.items()}
+        read = {name: keep(taken(name, checkpoint.read(raw)), kept, device) for name, raw in names.items()}
     broken = [names[name] for name, tensor in read.items() if not _all_finite(tensor)]
     if broken:
         where = f"source {checkpoint.name!r}"

@@ -27,7 +27,7 @@ from mergesearch.evaluation.result import TrialResult
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
 from mergesearch.sources.adapter import open_source
-from mergesearch.sources.alignment import align, share_tokens
+from mergesearch.sources.alignment import align_within, share_tokens
 from mergesearch.sources.cache import cache_dir
 from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.sources.weights import read_tensors
@@ -266,10 +266,7 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     opened = [name for name in spec.folders if spec.shared_tokens or spec.merged_places.get(name)]
     checkpoints = {name: open_source(name, spec.folders[name], spec.adapters.get(name)) for name in opened}
     shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
-    names = {}
-    for name, checkpoint in checkpoints.items():
-        wanted = spec.merged_places.get(name, frozenset())
-        names[name] = {n: raw for n, raw in align(checkpoint, layout).items() if places[n] in wanted}
+    names = {n: align_within(c, layout, spec.merged_places.get(n, frozenset())) for n, c in checkpoints.items()}
     kept, why = choose_residency(
         spec.residency,
         settings.device,
@@ -280,8 +277,8 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     logger.info("sources: %s, %s", kept, why)
     sources = {}
     for name, checkpoint in checkpoints.items():
-        tensors = read_tensors(checkpoint, names[name], kept=kept, device=settings.device)
-        sources[name] = tensors if shared is None else shared.select(name, tensors)
+        own = {} if shared is None else {shared.tensor: shared.rows[name]}
+        sources[name] = read_tensors(checkpoint, names[name], kept=kept, device=settings.device, rows=own)
     rows = {} if shared is None else {shared.tensor: shared.rows[spec.template]}
     statistics = cache_dir() / "statistics"
     return encoder, ResidentMerger(encoder.parameters, sources, places, rows=rows, statistics=statistics)

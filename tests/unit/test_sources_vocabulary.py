@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergesearch.sources.vocabulary import SharedTokens, Vocabulary, match_tokens, vocabulary_difference
+from mergesearch.sources.vocabulary import Vocabulary, match_tokens, vocabulary_difference
 
 TOKENS = [f"t{i}" for i in range(12)]
 SOURCES = ("template", "one", "two")
@@ -43,15 +42,6 @@ def test_a_row_with_two_names_is_merged_once() -> None:
         {"template": {"a": 0, "A": 0, "b": 1}, "one": {"A": 1, "a": 0, "b": 5}}, {"template": 2, "one": 6}, "template"
     )
     assert {source: found.tolist() for source, found in rows.items()} == {"template": [0, 1], "one": [0, 5]}
-
-
-def test_only_the_word_embeddings_are_cut_to_shared_rows() -> None:
-    shared = SharedTokens("words", {"one": torch.tensor([2, 0])})
-    table, other = torch.arange(6.0).view(3, 2), torch.ones(4)
-    found = shared.select("one", {"words": table, "other": other})
-    assert found["words"].tolist() == [[4, 5], [0, 1]]
-    assert found["other"] is other
-    assert shared.select("one", {"other": other}) == {"other": other}
 
 
 def test_differences_name_some_tokens() -> None:

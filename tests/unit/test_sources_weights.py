@@ -69,6 +69,16 @@ def test_values_that_overflow_on_conversion_are_refused(tmp_path: Path) -> None:
         read_tensors(checkpoint, {"w": "w"}, dtype=torch.float16)
 
 
+@pytest.mark.parametrize("kept", ["mapped", "device"])
+def test_rows_are_taken_of_the_tensors_that_have_some(tmp_path: Path, kept: Kept) -> None:
+    table = torch.arange(6.0).view(3, 2)
+    checkpoint = checkpoint_of(tmp_path, {"words": table, "other": torch.ones(4)})
+    rows = {"words": torch.tensor([2, 0]), "elsewhere": torch.tensor([1])}
+    found = read_tensors(checkpoint, {"words": "words", "other": "other"}, kept=kept, rows=rows)
+    assert found["words"].tolist() == [[4, 5], [0, 1]]
+    assert found["other"].tolist() == [1] * 4
+
+
 def test_empty_tensors_are_fine(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path, {"w": torch.zeros(0, 3)})
     assert read_tensors(checkpoint, {"w": "w"})["w"].shape == (0, 3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mergesearch.errors import StudyFileError
+from mergesearch.merging import METHODS
 from mergesearch.resolving import load_study
 from mergesearch.study import Study
 from mergesearch.study_inputs import encoding_files
@@ -233,6 +234,29 @@ def test_groups_of_their_own_need_coefficients_only_where_the_model_has_them(tin
         "alpha.segment_2",
         "alpha.pooler",
     ]
+
+
+def test_a_missing_folder_that_the_file_says_how_to_make(tiny: TinyStudy) -> None:
+    tiny.change("sources", "domain", to="../runs/words")
+    (found,) = problems(tiny)
+    assert "no folder" in found
+    tiny.file.write_text("# Make it first:\n#   python make.py runs/words\n" + tiny.file.read_text())
+    (found,) = problems(tiny)
+    assert found.endswith("The file says: python make.py runs/words")
+
+
+def test_an_option_spelled_out_as_its_default_is_the_same_study(tiny: TinyStudy) -> None:
+    def found() -> tuple[object, str]:
+        study = load_study(tiny.file)
+        return study.score_relevant(), study.recipe(next(study.space.grid())).fingerprint
+
+    unsaid = found()
+    arithmetic = METHODS[load_study(tiny.file).method.name].options["arithmetic"]
+    tiny.change("merge", "options", to={"arithmetic": arithmetic.default})
+    assert found() == unsaid
+    tiny.change("merge", "options", to={"arithmetic": "mergekit"})
+    assert found()[0] != unsaid[0]
+    assert found()[1] != unsaid[1]
 
 
 def test_a_source_without_the_templates_pooler_is_still_scored_alone(tiny: TinyStudy) -> None:

@@ -41,10 +41,12 @@ def parse(text: str) -> ParsedStudy:
 
 
 def lines(text: str) -> Sequence[str]:
-    """What is wrong with a study file, one problem per line, without any model at hand."""
+    """What is wrong with a study file, one problem per line, without any model at hand and without the folder."""
     with pytest.raises(StudyFileError) as caught:
         check_file(parse(text))
-    return [str(p) for p in caught.value.problems]
+    found = [str(p) for p in caught.value.problems]
+    assert all(line.startswith("folder/mine.yaml") for line in found)
+    return [line.removeprefix("folder/") for line in found]
 
 
 def spoilt(old: str, new: str) -> Sequence[str]:

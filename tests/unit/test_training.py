@@ -137,7 +137,8 @@ def test_contrastive_training_brings_pairs_together(bert: Path, tmp_path: Path) 
 def test_a_seed_decides_also_in_another_process(bert: Path, tmp_path: Path) -> None:
     here = {recipe.__name__: recipe(bert, tmp_path / recipe.__name__, seed=3) for recipe in (contrastive, masked_lm)}
     program = (
-        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1);"
+        "import sys; from pathlib import Path; import torch;"
+        f"torch.set_num_threads({torch.get_num_threads()});"
         "import tests.unit.test_training as t;"
         "[getattr(t, name)(Path(sys.argv[1]), Path(sys.argv[2], name), seed=3) for name in sys.argv[3:]]"
     )
