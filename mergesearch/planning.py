@@ -90,7 +90,7 @@ class MemoryPlan:
     why: str
     on_host: int
     prefixes_on_host: int
-    boundaries: tuple[int, ...]
+    boundaries: list[int]
     mapped: int
     host: int
 
@@ -249,7 +249,7 @@ def make_plan(study: Study) -> StudyPlan:
         memory=memory,
         workers=study.parsed.content.workers.count,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rate * EXPECTED_EFFICIENCY),
-        layer_share=study.layer_share if memory.boundaries == spec.prefix.boundaries else None,
+        layer_share=study.layer_share if memory.boundaries == list(spec.prefix.boundaries) else None,
         measured_first=_measured_first(study),
     )
 
@@ -353,7 +353,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         why="",
         on_host=0,
         prefixes_on_host=0,
-        boundaries=(),
+        boundaries=[],
         mapped=0,
         host=host,
     )
@@ -376,7 +376,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         room=(plan.available - plan.needed) // plan.workers,
         host=(host - plan.on_host) // count,
     )
-    return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=found.boundaries)
+    return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=list(found.boundaries))
 
 
 def matmul_rate(dtype: str, device: str, threads: int) -> float:
