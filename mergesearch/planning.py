@@ -92,7 +92,7 @@ class MemoryPlan:
     why: str
     on_host: int
     prefixes_on_host: int
-    boundaries: tuple[int, ...]
+    boundaries: list[int]
     mapped: int
     host: int
 
@@ -155,9 +155,7 @@ class StudyPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        plain = asdict(self)
-        plain["memory"]["boundaries"] = list(self.memory.boundaries)
-        return plain
+        return asdict(self)
 
     def tables(self) -> list[Table]:
         """Sources, groups, search space and memory."""
@@ -258,7 +256,7 @@ def make_plan(study: Study) -> StudyPlan:
         workers=study.parsed.content.workers.count,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rates[dtype] * EXPECTED_EFFICIENCY),
         dtypes=dtype_note(dtype, rates),
-        layer_share=study.layer_share if memory.boundaries == spec.prefix.boundaries else None,
+        layer_share=study.layer_share if memory.boundaries == list(spec.prefix.boundaries) else None,
         measured_first=_measured_first(study),
     )
 
@@ -362,7 +360,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         why="",
         on_host=0,
         prefixes_on_host=0,
-        boundaries=(),
+        boundaries=[],
         mapped=0,
         host=host,
     )
@@ -385,7 +383,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         room=(plan.available - plan.needed) // plan.workers,
         host=(host - plan.on_host) // count,
     )
-    return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=found.boundaries)
+    return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=list(found.boundaries))
 
 
 def _kept_documents(collection: Collection, hits: int) -> int:

@@ -38,8 +38,8 @@ def prefix_room(spec: PrefixSpec, device: str, *, tokens: int, room: int, host: 
     """What is kept where.
 
     A boundary is worth little unless the states of a whole trial fit, so as many are kept as fit, the highest first:
-    those save the most layers. What the study file grants is used even if it is less than that, and all of it: T5,
-    whose layers hand on position biases of heads × length numbers per token, has use for more than is counted here.
+    those save the most layers. What the study file grants is used even if it is less than that, and all of it: T5's
+    layers also hand on position biases of heads × length numbers per token, which are not counted here.
 
     Args:
         spec: what the study has use for.

