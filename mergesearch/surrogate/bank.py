@@ -32,7 +32,7 @@ from mergesearch.evaluation.metrics import Metric, parse_metric
 
 Array = NDArray[np.float64]
 
-SHORTLIST = 30
+SHORTLIST = 50
 """Documents that every evaluated merge puts on a query's shortlist; at least twice the metric's depth."""
 LOST_ENERGY = 1e-7
 """Share of the squared length of all embeddings that the basis may lose; rounding to float16 loses up to 8e-8."""

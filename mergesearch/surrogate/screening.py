@@ -39,8 +39,8 @@ class Screening:
         allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
         metric: for example `ndcg@10`.
         objective: what is maximised.
-        exploration: standard deviations of the prediction that are added to the objective. On toy families of
-            merges 0 to 1 found equally good ones and 2 was slower; some is needed to spread picks of one batch.
+        exploration: standard deviations of the prediction that are added to the objective; some is needed to spread
+            the picks of one batch.
         n_candidates: candidates of the first round. A lattice of no more points is taken whole.
         n_picks: points to pick; each counts as known when the next one is.
         separation: least distance, in the coordinate that differs most, of picks from everything known, as long as
@@ -103,14 +103,16 @@ class _Screen:
         self.scores_CQ = np.empty((0, len(self.plain)))
 
     def _calibrate(self) -> None:
-        """Scale of the prediction's variance, and its bias, from evaluated merges predicted by the others."""
+        """Scale of the prediction's uncertainty, and its bias, from evaluated merges predicted by the others."""
         weights, variances = self.kriging.left_out
         self.left_out = self.bank.per_query_scores(weights, self.request.metric) @ self.plain
-        self.left_out_sd = np.sqrt(variances)
+        self.left_out_unit = _uncertainty(variances)
         off = self.measured_nQ @ self.plain - self.left_out
-        self.unit_sd = float(np.sqrt(np.mean(off**2 / variances))) if self.n > 1 else 0.0
-        # Least squares of a shift in proportion to the standard deviation, so none where a merge was evaluated.
-        self.shift = float(off @ self.left_out_sd / variances.sum()) if self.n > 1 else 0.0
+        total = float((self.left_out_unit**2).sum())
+        # Ratios of sums: points that crowd together are predicted almost surely, and must not decide the scale.
+        self.unit_sd = float(np.sqrt(off @ off / total)) if self.n > 1 else 0.0
+        # Least squares of a shift in proportion to the uncertainty, so none where a merge was evaluated.
+        self.shift = float(off @ self.left_out_unit / total) if self.n > 1 else 0.0
 
     def report(self) -> ScreeningReport:
         """Draw, score, pick, and say how far to trust it."""
@@ -128,7 +130,7 @@ class _Screen:
                     self.request.keys,
                     values_n,
                     self.left_out,
-                    self.unit_sd * self.left_out_sd,
+                    self.unit_sd * self.left_out_unit,
                     np.sqrt(self.fit.errors),
                     strict=True,
                 )
@@ -182,13 +184,13 @@ class _Screen:
     def _sd(self, known: Array) -> Array:
         """Standard deviations of the candidates' dev scores, [C], once the points `known` are evaluated."""
         kriging = self.kriging if len(known) == self.n else Kriging(known, self.fit.lengths, self.request.kernel)
-        sd: Array = np.sqrt(kriging.variance(self.candidates)) * self.unit_sd
+        sd: Array = _uncertainty(kriging.variance(self.candidates)) * self.unit_sd
         return sd
 
     def _correction(self) -> Array:
         if not self.request.debias:
             return np.zeros(len(self.candidates))
-        return np.sqrt(self.kriging.variance(self.candidates)) * self.shift
+        return _uncertainty(self.kriging.variance(self.candidates)) * self.shift
 
     def _means(self) -> Array:
         means: Array = self.scores_CQ @ self.plain + self._correction()
@@ -232,6 +234,16 @@ class _Screen:
         positions = tuple(self.space.positions(d, 2 * SWEEP - 1) for d in coordinates)
         means = self._predict(_moved(summit, coordinates, positions)) @ self.plain
         return Landscape(coordinates, tuple(map(_plain, positions)), _plain(means), tuple(importance))
+
+
+def _uncertainty(variance: Array) -> Array:
+    """Standard deviation of a predicted score, up to a factor, from the kriging variance.
+
+    Scores move where documents change places. How many do is in proportion to the error of the embeddings, √variance,
+    and each moves scores up or down: a sum of so many independent steps has the root of their number as s.d.
+    """
+    uncertainty: Array = np.sqrt(np.sqrt(variance))
+    return uncertainty
 
 
 def _moved(point: Array, coordinates: Sequence[int], positions: Sequence[Array]) -> Array:
