@@ -145,6 +145,8 @@ class Controller:
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
         self._screenings = 0
+        self.screened: ScreeningReport | None = None
+        """The newest prediction of merges, for strategies that predict."""
         self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
         self._distributions = study.space.distributions()
         self._rivals = Rivals(store, study.racing.rivals) if study.racing is not None else None
@@ -351,6 +353,7 @@ class Controller:
                 for key, name in found.result.restored.items():
                     self._store.keep_embeddings(int(key), name)
                 self._summary.extra_tokens += found.result.tokens
+                self.screened = found.result.report
                 self._tell(self._listener.screened, found.result.report)
                 return found.result.report
             reasons.append(found.failure or "no reason given")

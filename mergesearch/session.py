@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from mergesearch.controller import Controller, Listener, Summary
+from mergesearch.errors import StorageError
 from mergesearch.measuring import with_losses
 from mergesearch.planning import check_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions
 from mergesearch.study_file import storage_url
+from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.workers.evaluator import BatchProgress
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import WorkerPool
 from mergesearch.workers.residency import Residency
+
+logger = logging.getLogger(__name__)
 
 
 def study_record(study: Study) -> StudyRecord:
@@ -99,4 +104,20 @@ def run_study(
         listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
     study = with_losses(study, store, listener.measured)
     with open_pool(study, progress, residency) as pool:
-        return Controller(study, store, pool, listener).run()
+        controller = Controller(study, store, pool, listener)
+        try:
+            return controller.run()
+        finally:
+            _save_landscape(study, store, controller.screened)
+
+
+def _save_landscape(study: Study, store: StudyStore, report: ScreeningReport | None) -> None:
+    """Keep the newest prediction's landscape with the study. A study is not lost for want of a figure."""
+    if report is None or not report.landscape.coordinates:
+        return
+    from mergesearch.figures import LANDSCAPE, landscape  # plotly takes a second to import
+
+    try:
+        store.save_figure(LANDSCAPE, landscape(report, study.space, study.parsed.content.evaluation.metric))
+    except StorageError as error:
+        logger.warning("the predicted landscape was not saved: %s", error)

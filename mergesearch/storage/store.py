@@ -240,6 +240,13 @@ class StudyStore(StudyReader):
             with Session(self._storage.engine) as session, session.begin():
                 session.get_one(TrialRow, row_id, with_for_update=True).embeddings = name or None
 
+    def save_figure(self, name: str, figure: Any) -> None:
+        """Keep a plotly figure with the study, in place of an earlier one of that name; optuna-dashboard shows it."""
+        from optuna_dashboard import save_plotly_graph_object
+
+        with self._driving():
+            save_plotly_graph_object(self.study, figure, graph_object_id=name)
+
     def record_loss(self, source: str, content_hash: str, examples: str, loss: float) -> None:
         """Keeps the loss of a source on a set of examples; the first one recorded stands."""
         row = LossRow(study_id=self._row.id, source=source, content_hash=content_hash, examples=examples, loss=loss)

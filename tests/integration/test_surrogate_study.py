@@ -79,6 +79,12 @@ def test_predictions_are_recorded_beside_what_was_measured(
             result = store.result(trial.number)
             assert result is not None
             assert (tiny.folder / "embeddings" / result.embeddings).is_file()
+        figures = [
+            key
+            for key in store.study._storage.get_study_system_attrs(store.study._study_id)
+            if "predicted-landscape" in key
+        ]
+        assert figures
     # Each prediction learns from one more merge, and its calibration covers all of them.
     assert [len(r.left_out) for r in reports] == [5, 6, 7, 8]
     assert all(r.replay_error < 0.02 for r in reports)  # embeddings are kept in 16 bits; near ties may turn

@@ -220,7 +220,7 @@ class EmbeddingSurrogate(Strategy):
 
     def _params(self, position: Sequence[float]) -> Params:
         low = {d.name: d.low for d in self.space.dimensions}
-        return self.space.snap(low | {d.name: _value(d, u) for d, u in zip(self.space.free, position, strict=True)})
+        return self.space.snap(low | {d.name: value_at(d, u) for d, u in zip(self.space.free, position, strict=True)})
 
     def _allowed(self, dimension: Dimension) -> tuple[float, ...] | None:
         choices = dimension.choices()
@@ -265,7 +265,8 @@ def _position(dimension: Dimension, value: float) -> float:
     return (value - dimension.low) / (dimension.high - dimension.low)
 
 
-def _value(dimension: Dimension, position: float) -> float:
+def value_at(dimension: Dimension, position: float) -> float:
+    """The permitted value at a coordinate of the unit cube: the inverse of how trials' values become coordinates."""
     if dimension.log:
         return dimension.from_unit(position)
     return dimension.snap(dimension.low + min(max(position, 0.0), 1.0) * (dimension.high - dimension.low))
