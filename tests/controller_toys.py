@@ -107,6 +107,9 @@ class Diary(Listener):
     def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
         self.heard.append(("finished", number, result.value, new_best))
 
+    def pruned(self, number: int, label: str, result: TrialResult) -> None:
+        self.heard.append(("pruned", number, result.estimate))
+
     def reused(self, number: int, label: str, value: float, original: int) -> None:
         self.heard.append(("reused", number, value, original))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -12,7 +13,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from mergesearch.errors import EvaluationError, StorageError
-from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.evaluation.result import CollectionScores, Look, TrialResult
 from mergesearch.storage import Told
 from tests.storage_helpers import (
     DISTRIBUTIONS,
@@ -64,6 +65,45 @@ class TrialSuite:
             assert scores.tobytes() == expected.collections[1].scores.tobytes()
             with pytest.raises(StorageError, match="ndcg@10 on 'nfcorpus'"):
                 store.per_query(0, "nfcorpus", "map")
+
+    def test_looks_come_back_and_are_intermediate_values(self, url: str) -> None:
+        looks = (Look(3, 0.5, 100, approximate=True), Look(4, 0.25, 150, approximate=True), Look(5, 0.125, 1234))
+        first, second = result().collections
+        table = np.array([[0.1, np.nan, 0.3], [0.4, 0.5, 0.6]], dtype=np.float32)
+        collections = (replace(first, looks=table), replace(second, looks=table[:, :2]))
+        whole = replace(result(), collections=collections, looks=looks)
+        part = replace(first, query_ids=first.query_ids[:2], scores=first.scores[:2])
+        stopped = replace(
+            result(), collections=(part,), looks=looks[:2], stopped=True, estimate=0.375, stopped_by=0, tokens=150
+        )
+        with open_store(url) as store:
+            assert store.finish(begin(store, 0.1, "a"), whole) is Told.RECORDED
+            assert store.finish(begin(store, 0.2, "b"), stopped) is Told.RECORDED
+            assert store.finish(1, stopped) is Told.ALREADY
+        with open_store(url) as store:
+            complete, pruned = store.trials()
+            assert (complete.state, pruned.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+            assert complete.intermediate_values == {1: 0.5, 2: 0.25, 3: 0.125}
+            assert pruned.intermediate_values == {1: 0.5, 2: 0.25}
+            assert pruned.value == stopped.value == part.mean
+            assert (pruned.user_attrs["estimate"], pruned.user_attrs["stopped_by"]) == (0.375, 0)
+            assert pruned.user_attrs["looks"][0] == {"queries": 3, "mean": 0.5, "tokens": 100, "approximate": True}
+            assert pruned.user_attrs["n_queries"] == 2
+            found, other = store.result(0), store.result(1)
+            assert found is not None
+            assert other is not None
+            assert found.looks == looks
+            for stored, given in zip(found.collections, whole.collections, strict=True):
+                assert stored.looks is not None
+                np.testing.assert_array_equal(stored.looks, given.looks)
+            assert (other.looks, other.stopped, other.estimate, other.stopped_by) == (looks[:2], True, 0.375, 0)
+            assert other.collections[0].looks is None
+            assert store.value_of(recipe(0.2).fingerprint) is None
+            assert store.stopped(recipe(0.1).fingerprint) is None
+            again = store.stopped(recipe(0.2).fingerprint)
+            assert again is not None
+            assert (again[0], again[1].value) == (1, stopped.value)
+            assert store.study.best_trial.number == 0
 
     def test_attributes_stay_small_whatever_the_number_of_queries(self, url: str) -> None:
         ids = tuple(f"query-{i}" for i in range(5000))

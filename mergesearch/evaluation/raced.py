@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -282,11 +283,12 @@ class _Race:
 
 def _summary(races: Sequence[_Race], number: int) -> Look:
     """Where the trial stands after a look."""
+    known = [race.scores[-1][~np.isnan(race.scores[-1])] for race in races]
     weights = [race.looked.whole.source.weight for race in races]
-    means = [float(np.nanmean(race.scores[-1])) for race in races]
+    weighted = math.fsum(w * float(scores.mean()) for w, scores in zip(weights, known, strict=True))
     return Look(
-        queries=sum(int(np.count_nonzero(~np.isnan(race.scores[-1]))) for race in races),
-        mean=sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights),
+        queries=sum(map(len, known)),
+        mean=weighted / math.fsum(weights),
         tokens=sum(race.tokens for race in races),
         approximate=any(race.looked.plan.approximate[number] for race in races),
     )

@@ -11,6 +11,11 @@ since the value that decides is the one over these N queries). A trial whose bou
 several collections add up by their shares and variances by squared shares, with Welch's and Satterthwaite's degrees
 of freedom.
 
+A look that is approximate adds an error of its own: over fewer documents the difference of the same queries is another
+one. How much another, complete trials tell, since theirs is known over both: `drift`. Its mean square between rival and
+other complete trials is added to the variance, with as many degrees of freedom as there are others. The best trial is
+the best in part because its drift is upwards, so that leaving the mean of the drift alone favours the trial.
+
 The chance of being wrong is spent over looks and rivals in equal parts (Bonferroni): whatever the dependence between
 looks, a trial that would have beaten its rivals is stopped with a probability of `alpha` at most. Plans that keep
 most of it for late looks (O'Brien and Fleming) would save least where most is to be saved.
@@ -26,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,11 +69,16 @@ class Rival:
         number: of the trial.
         value: its value.
         looks: per collection its scores after every look but the last, fp32 [L - 1, Q]; NaN for queries not looked at.
+        drift: after every look but the last, the root mean square of what other complete trials' differences from it
+            move by until the end, for the queries looked at; float64 [L - 1].
+        others: how many complete trials say so; without any, nothing is decided.
     """
 
     number: int
     value: float
     looks: tuple[NDArray[np.float32], ...]
+    drift: NDArray[np.float64]
+    others: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,13 @@ class Difference:
     cautious: float
     error: float
     degrees: float
+
+    def plus(self, error: float, degrees: float) -> Difference:
+        """The same with an independent error added to it."""
+        variances = np.array([self.error**2, error**2])
+        curvature = float((variances**2 / np.array([self.degrees, degrees])).sum())
+        total = float(variances.sum())
+        return replace(self, error=math.sqrt(total), degrees=total**2 / curvature if curvature else math.inf)
 
     def bound(self, level: float) -> float:
         """What the difference over all queries exceeds with probability `level` at most."""
@@ -138,6 +155,36 @@ def difference(
     return Difference(mean, cautious, math.sqrt(variance), degrees)
 
 
+def drift(
+    looks: Sequence[NDArray[np.float32]], final: Sequence[NDArray[np.float64]], shares: Sequence[float]
+) -> NDArray[np.float64]:
+    """What a trial's running mean moves by until the end for the queries looked at, float64 [L - 1].
+
+    Args:
+        looks: per collection, see `Rival`.
+        final: per collection the scores of all queries, float64 [Q].
+        shares: share of each collection in the value.
+    """
+    # Equal scores are to be equal: looks are kept in fp32.
+    moved = [
+        np.nanmean(f.astype(np.float32) - table.astype(np.float64), axis=1)
+        for table, f in zip(looks, final, strict=True)
+    ]
+    return np.average(moved, axis=0, weights=list(shares))
+
+
+def as_rival(
+    number: int,
+    value: float,
+    looks: tuple[NDArray[np.float32], ...],
+    own: NDArray[np.float64],
+    others: Sequence[NDArray[np.float64]],
+) -> Rival:
+    """A complete trial as a rival, with its own `drift` and that of the other complete trials."""
+    apart = np.array([theirs - own for theirs in others]).reshape(-1, len(own))
+    return Rival(number, value, looks, np.sqrt((apart**2).sum(axis=0) / max(1, len(apart))), len(apart))
+
+
 def judge(
     scores: Sequence[NDArray[np.float32]],
     rivals: Sequence[Rival],
@@ -162,6 +209,8 @@ def judge(
     for rival in rivals:
         paired = [mine.astype(np.float64) - theirs[look] for mine, theirs in zip(scores, rival.looks, strict=True)]
         found = difference([d[~np.isnan(d)] for d in paired], [len(d) for d in paired], shares)
-        if found is not None and found.bound(level) < 0:
+        if found is None or not rival.others:
+            continue
+        if found.plus(float(rival.drift[look]), rival.others).bound(level) < 0:
             return Verdict(rival.number, rival.value + found.mean)
     return None

@@ -164,8 +164,8 @@ class Mirror:
         self._ids[index] = self._storage.create_new_trial(self._study_id, template)
 
     def _finish(self, trial_id: int, trial: FrozenTrial) -> None:
-        for step, mean in trial.intermediate_values.items():
-            self._storage.set_trial_intermediate_value(trial_id, step, mean)
+        for step, reported in trial.intermediate_values.items():
+            self._storage.set_trial_intermediate_value(trial_id, step, reported)
         end, value = state(trial) if _teaches(trial) else TrialState.FAIL, score(trial)
         self._storage.set_trial_state_values(trial_id, end, None if value is None else [value])
 

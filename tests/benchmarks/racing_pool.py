@@ -1,6 +1,6 @@
 """Embeddings of many random merges, computed once, so that searches over them can be simulated again and again.
 
-    python tests/benchmarks/racing_pool.py tests/benchmarks/racing.yaml CACHE [--merges 200]
+    python -m tests.benchmarks.racing_pool tests/benchmarks/racing.yaml CACHE [--merges 200]
 
 Takes any study file: its space is drawn from, its anchors come first, its dev collections are encoded whole. The
 folder then holds the study's text, `recipes.json`, and per merge an `.npz` with fp32 embeddings of all queries and

@@ -172,7 +172,7 @@ def rival(evaluator: RacedEvaluator, shift: float, value: float = 0.9) -> Rival:
     for scores in own:
         assert scores.looks is not None
         looks.append((scores.looks + shift + rng.normal(0, 0.01, scores.looks.shape)).astype(np.float32))
-    return Rival(7, value, tuple(looks))
+    return Rival(7, value, tuple(looks), np.zeros(3), 5)
 
 
 def test_a_trial_that_cannot_win_is_stopped_and_its_documents_are_not_encoded(encoder: Encoder) -> None:

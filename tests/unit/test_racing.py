@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from mergesearch.evaluation.looks import LookSettings
-from mergesearch.evaluation.racing import LEAST_DIFFERENT, LEAST_QUERIES, RacingSettings, Rival, difference, judge
+from mergesearch.evaluation.racing import (
+    LEAST_DIFFERENT,
+    LEAST_QUERIES,
+    RacingSettings,
+    Rival,
+    as_rival,
+    difference,
+    drift,
+    judge,
+)
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -46,7 +55,7 @@ def stopped(random: Generator, differences: list[NDArray[np.float64]], settings:
             seen = int(np.ceil(share * len(values)))
             table[look, :seen] = shuffled[:seen]
         rows.append(table)
-    rival = Rival(0, 0.5, tuple(np.where(np.isnan(table), table, 0) for table in rows))
+    rival = Rival(0, 0.5, tuple(np.where(np.isnan(table), table, 0) for table in rows), np.zeros(len(rows[0])), 5)
     shares = [1.0, 3.0][: len(rows)]
     looks = range(len(settings.looks.shares) - 1)
     return any(judge([t[k] for t in rows], [rival], k, shares=shares, settings=settings) is not None for k in looks)
@@ -112,11 +121,43 @@ def test_the_estimate_is_the_rivals_value_and_the_mean_difference() -> None:
     mine = np.full(100, np.nan, dtype=np.float32)
     mine[::2] = random.random(50)
     theirs = (mine + 0.3 + random.normal(0, 0.02, 100)).astype(np.float32)
-    worse = Rival(1, 0.2, (np.stack([mine, mine, mine]) - 0.5,))
-    better = Rival(4, 0.7, (np.stack([theirs] * 3),))
+    still = np.zeros(3)
+    worse = Rival(1, 0.2, (np.stack([mine, mine, mine]) - 0.5,), still, 5)
+    better = Rival(4, 0.7, (np.stack([theirs] * 3),), still, 5)
     verdict = judge([mine], [worse, better], 0, shares=[2.0], settings=RacingSettings(rivals=2))
     assert verdict is not None
     assert verdict.rival == 4
     assert verdict.estimate == pytest.approx(0.7 + float(np.nanmean(mine - theirs)), abs=1e-6)
     assert judge([mine], [worse], 0, shares=[2.0], settings=RacingSettings()) is None
     assert judge([mine], [], 0, shares=[2.0], settings=RacingSettings()) is None
+
+
+def test_what_documents_of_later_looks_change_widens_the_bound() -> None:
+    random = np.random.default_rng(5)
+    mine = random.random(100).astype(np.float32)
+    mine[50:] = np.nan
+    theirs = (mine + 0.05 + random.normal(0, 0.02, 100)).astype(np.float32)
+    looks = (np.stack([theirs] * 3),)
+
+    def verdict(drift_of: float, others: int) -> bool:
+        rival = Rival(0, 0.5, looks, np.array([drift_of, 0.0, 0.0]), others)
+        return judge([mine], [rival], 0, shares=[1.0], settings=RacingSettings()) is not None
+
+    assert verdict(0.0, 5)
+    assert not verdict(0.0, 0), "nobody knows yet how much documents change"
+    assert not verdict(0.03, 5)
+    assert verdict(0.005, 50)
+    assert not verdict(0.01, 2)
+    assert verdict(0.01, 50), "the same drift weighs less when many say so"
+
+
+def test_drift_is_what_differences_move_by_until_the_end() -> None:
+    nan = np.nan
+    looks = [np.array([[0.5, nan, nan, nan], [0.5, 0.25, nan, nan]], dtype=np.float32), np.zeros((2, 1), np.float32)]
+    final = [np.array([0.25, 0.25, 1.0, 1.0]), np.array([0.5])]
+    moved = drift(looks, final, [1.0, 3.0])
+    assert moved.tolist() == [(-0.25 + 3 * 0.5) / 4, (-0.125 + 3 * 0.5) / 4]
+    rival = as_rival(3, 0.7, tuple(looks), moved, [moved + 0.3, moved - [0.4, 0.0]])
+    assert rival.drift == pytest.approx([(0.125) ** 0.5, 0.045**0.5])
+    assert (rival.number, rival.value, rival.others) == (3, 0.7, 2)
+    assert as_rival(3, 0.7, tuple(looks), moved, []).others == 0

@@ -6,6 +6,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.sampling import Mirror
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategies.tpe import TPE, TPEOptions
@@ -42,6 +43,30 @@ def test_the_mirror_learns_from_what_happened_inside_the_space_only() -> None:
     history[1] = make_trial(1, MIXED, inside[0], value=0.1)
     mirror.ask(history, Spy(seed=2))
     assert [t.value for t in seen[2]] == [0.1, 0.7, None], "a history that was rewritten is read anew"
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes", "evolution"])
+def test_a_trial_that_was_stopped_teaches_its_estimate_and_not_its_running_mean(name: str) -> None:
+    three = SPACES["three"]
+    objective = quadratic(three)
+    chosen = STRATEGIES[name]
+    options = {"n_startup_trials": 3} if name in ("tpe", "gp") else {}
+
+    def history(stopped: bool) -> list[FrozenTrial]:
+        """Every third trial is stopped, with a running mean that says nothing."""
+        strategy, trials = chosen(three, chosen.Options(**options), 0), list[FrozenTrial]()
+        for number in range(14):
+            proposal = strategy.propose(trials, number)
+            assert proposal is not None
+            value = objective(proposal.params)
+            made = make_trial(number, three, proposal.params, value=value, attrs=proposal.attrs)
+            if stopped and number % 3 == 2:
+                made = make_trial(number, three, proposal.params, TrialState.PRUNED, 100.0, attrs=proposal.attrs)
+                made.set_user_attr("estimate", value)
+            trials.append(made)
+        return trials
+
+    assert [t.params for t in history(True)] == [t.params for t in history(False)]
 
 
 def test_a_repeated_draw_moves_to_an_open_point() -> None:
