@@ -1,9 +1,10 @@
 """The one rule that decides what `best`, `export` and reports call the winner.
 
 The highest dev score of many trials is partly luck, and the luckier the more trials there were. So the highest merge
-is the winner only where its gain over the best source alone is more than the luck that is to be expected of it (see
-`mergesearch.evaluation.luck`); else that source is, whose score was picked out of few. Both are shown with the luck
-that is in them. Where no source alone was evaluated nothing can be recommended.
+is the winner only where more is to be expected of it than of the best source alone: where its gain is more than the
+luck in it (see `mergesearch.evaluation.luck`), less the little that is in the source's score, which was picked out of
+few. Else that source is. Both are shown with the luck that is in them. Where no source alone was evaluated nothing can
+be recommended.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Choice:
         best_optimism: how much of `best_value` is luck on average.
         source_number, source_label: the source alone that scored highest; None where none was evaluated.
         gain: `best_value` less that source's; None without one.
-        gain_interval: 95% paired bootstrap interval of `gain`, moved by what luck adds to it; None without a source.
+        gain_optimism: how much of `gain` is luck on average: what is in `best_value` less what is in the source's
+            score, which was picked as well, out of few; None without a source.
+        gain_interval: 95% paired bootstrap interval of `gain` less `gain_optimism`; None without a source.
         verdict: `merge` where the gain is more than luck; `source` where it is not, and the source is the choice;
             `unknown` where no source alone was evaluated, and the choice is the highest without recommendation.
         nearest: the source that the chosen merge is nearest to; None for methods that give no source alone.
@@ -60,6 +63,7 @@ class Choice:
     source_number: int | None
     source_label: str | None
     gain: float | None
+    gain_optimism: float | None
     gain_interval: tuple[float, float] | None
     verdict: str
     nearest: str | None
@@ -82,25 +86,20 @@ class Choice:
 
     def reason(self) -> str:
         """The verdict in words."""
-        if self.gain is None or self.gain_interval is None:
+        if self.gain is None or self.gain_optimism is None or self.gain_interval is None:
             return (
                 "no source alone was evaluated, so nothing says that merging gained anything and nothing is "
                 "recommended; `search: {enqueue: [sources]}` evaluates them"
             )
         over = f"trial {self.source_number} ({self.source_label})"
-        if self.verdict == "merge":
-            low, high = self.gain_interval
-            doubt = "" if low > 0 else ", so it may be no gain at all"
-            return (
-                f"the merge gains {self.gain:.4f} over {over}, the best source: more than the luck in it; 95% interval "
-                f"of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
-            )
         if self.gain <= 0:
             return f"no merge scores more than {over}, so the source is recommended"
-        return (
-            f"the highest gains {self.gain:.4f} over {over}, the best source: no more than the luck in it, so the "
-            "source is recommended"
-        )
+        gains = f"gains {self.gain:.4f} over {over}, the best source, of which about {self.gain_optimism:.4f} is luck"
+        if self.verdict == "source":
+            return f"the highest {gains}: no gain is to be expected, so the source is recommended"
+        low, high = self.gain_interval
+        doubt = "" if low > 0 else ", so it may be no gain at all"
+        return f"the merge {gains}; 95% interval of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
 
 
 def luck_in(value: float, optimism: float | None) -> str:
@@ -180,16 +179,16 @@ def pick(candidates: Sequence[Candidate]) -> Choice:
     luck = luck_of([c.scores for c in ranked])
     best_optimism = max(luck.optimism(), ranked[0].optimism)
     verdict, chosen, optimism = "unknown", ranked[0], best_optimism
-    source, gain, interval = None, None, None
+    source, gain, in_gain, interval = None, None, None, None
     alone = np.array([i for i, c in enumerate(ranked) if c.distance == 0], dtype=np.intp)
     if len(alone):
         source = ranked[alone[0]]
         gain = ranked[0].value - source.value
         of_source = luck.optimism(lambda values: alone[values[:, alone].argmax(axis=1)])
-        shift = 0.0 if source is ranked[0] else best_optimism - of_source
+        in_gain = 0.0 if source is ranked[0] else max(0.0, best_optimism - of_source)
         low, high = luck.interval(0, int(alone[0]))
-        interval = (low - shift, high - shift)
-        verdict = "merge" if gain > best_optimism else "source"
+        interval = (low - in_gain, high - in_gain)
+        verdict = "merge" if gain > in_gain else "source"
         if verdict == "source":
             chosen, optimism = source, of_source
     return Choice(
@@ -205,6 +204,7 @@ def pick(candidates: Sequence[Candidate]) -> Choice:
         source_number=None if source is None else source.number,
         source_label=None if source is None else source.label,
         gain=gain,
+        gain_optimism=in_gain,
         gain_interval=interval,
         verdict=verdict,
         nearest=chosen.nearest,
