@@ -1,4 +1,4 @@
-# ruff: noqa: T201 (it prints)
+
 """Raced and unraced studies, drawn from merges that were all evaluated: what racing saves, and what it costs.
 
     python -m tests.benchmarks.racing_pool STUDY.yaml CACHE [--merges 200]     # once: encodes
