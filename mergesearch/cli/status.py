@@ -34,13 +34,15 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     if output == "json":
         print_json(status.to_dict())
         return
+    predicted = status.prediction_error is not None
     print_table(
-        ["trial", "state", "dev score", "seconds", "tokens", "what"],
+        ["trial", "state", "dev score", *(["predicted"] if predicted else []), "seconds", "tokens", "what"],
         [
             (
                 t.number,
                 t.state,
                 "" if t.value is None else f"{t.value:.4f}{' *' if t.number == status.best else ''}",
+                *(["" if t.predicted is None else f"{t.predicted:.4f}"] if predicted else []),
                 "" if t.seconds is None else f"{t.seconds:.1f}",
                 "" if t.tokens is None else f"{t.tokens:,}",
                 t.label if not t.failure else f"{t.label}: {t.failure}",

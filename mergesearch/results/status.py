@@ -12,12 +12,16 @@ from mergesearch.storage.store import StudyStore
 
 @dataclass(frozen=True)
 class TrialLine:
-    """One trial as `status` shows it. `seconds` and the tokens are None when nothing was evaluated."""
+    """One trial as `status` shows it.
+
+    `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted.
+    """
 
     number: int
     state: str
     label: str
     value: float | None
+    predicted: float | None
     seconds: float | None
     tokens: int | None
     layer_tokens: int | None
@@ -52,6 +56,16 @@ class Status:
         whole = max((t.tokens or 0 for t in self.trials), default=0)
         return sum(whole - t.tokens for t in self.trials if t.state == "pruned" and t.tokens)
 
+    @property
+    def prediction_error(self) -> float | None:
+        """Mean absolute difference of predicted and measured dev scores; None where nothing was predicted."""
+        errors = [
+            abs(t.predicted - t.value)
+            for t in self.trials
+            if t.predicted is not None and t.value is not None and t.state == "complete"
+        ]
+        return sum(errors) / len(errors) if errors else None
+
     def summary(self) -> str:
         """One line for people."""
         states = ("complete", "running", "pruned", "fail")
@@ -66,11 +80,12 @@ class Status:
         ending = ""
         if best is not None and best.value is not None:
             ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
-        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{ending}"
+        off = "" if self.prediction_error is None else f"; predictions were {self.prediction_error:.4f} off on average"
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{ending}{off}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "tokens_saved": self.tokens_saved}
+        return {**asdict(self), "tokens_saved": self.tokens_saved, "prediction_error": self.prediction_error}
 
 
 def read_status(store: StudyStore) -> Status:
@@ -85,6 +100,7 @@ def read_status(store: StudyStore) -> Status:
                 state=trial.state.name.lower(),
                 label=str(attrs.get("label", "")),
                 value=trial.value if trial.state.is_finished() else None,
+                predicted=attrs.get("predicted"),
                 seconds=sum(seconds) if seconds else None,
                 tokens=attrs.get("tokens"),
                 layer_tokens=attrs.get("layer_tokens"),

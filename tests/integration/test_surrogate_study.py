@@ -85,6 +85,9 @@ def test_predictions_are_recorded_beside_what_was_measured(
             if "predicted-landscape" in key
         ]
         assert figures
+    shown = mergesearch("status", tiny.file)
+    assert "predicted" in shown.out
+    assert "off on average" in shown.out
     # Each prediction learns from one more merge, and its calibration covers all of them.
     assert [len(r.left_out) for r in reports] == [5, 6, 7, 8]
     assert all(r.replay_error < 0.02 for r in reports)  # embeddings are kept in 16 bits; near ties may turn
