@@ -12,6 +12,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Models here weigh kilobytes: threads that wait for each other cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray on a machine that others fill up: its workers get their share of it, and none ends that nobody killed; and who
+# died of what is waited for, until Ray would otherwise say no more than "unavailable".
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "100000")
 
 # The same examples everywhere, and as much time for each as a loaded machine takes.
 settings.register_profile(

@@ -37,13 +37,6 @@ from tests.tiny_studies import TinyStudy, copy_study, make_study
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
 
 
-PATIENT = {
-    "memory_monitor_refresh_ms": 0,  # a machine that others fill up must not cost workers that nobody killed
-    "timeout_ms_task_wait_for_death_info": 100_000,  # after that Ray says "unavailable" and not who died of what
-    "worker_register_timeout_seconds": 300,
-}
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two CPUs for the workers that tests share and one for a test that needs a worker of its own."""
@@ -55,7 +48,6 @@ def cluster() -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=128 << 20,
         log_to_driver=False,
-        _system_config=PATIENT,
     )
     yield
     ray.shutdown()
