@@ -6,18 +6,23 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergesearch.evaluation.result import ESTIMATE_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.store import StudyStore
 
 
 @dataclass(frozen=True)
 class TrialLine:
-    """One trial as `status` shows it. `seconds` and the tokens are None when nothing was evaluated."""
+    """One trial as `status` shows it. `seconds` and the tokens are None when nothing was evaluated.
+
+    A trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
+    """
 
     number: int
     state: str
     label: str
     value: float | None
+    estimate: float | None
     seconds: float | None
     tokens: int | None
     layer_tokens: int | None
@@ -84,7 +89,8 @@ def read_status(store: StudyStore) -> Status:
                 number=trial.number,
                 state=trial.state.name.lower(),
                 label=str(attrs.get("label", "")),
-                value=trial.value if trial.state.is_finished() else None,
+                value=trial.value if trial.state.name == "COMPLETE" else None,
+                estimate=attrs.get(ESTIMATE_ATTR),
                 seconds=sum(seconds) if seconds else None,
                 tokens=attrs.get("tokens"),
                 layer_tokens=attrs.get("layer_tokens"),
@@ -92,6 +98,6 @@ def read_status(store: StudyStore) -> Status:
                 failure=attrs.get("failure"),
             )
         )
-    scored = [t for t in lines if t.value is not None and t.state == "complete"]
+    scored = [t for t in lines if t.value is not None]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
     return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store))
