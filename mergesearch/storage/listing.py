@@ -73,6 +73,6 @@ def list_studies(url: str) -> list[StudySummary]:
     )
     with database.friendly(), Session(engine) as session:
         return [
-            StudySummary(name, file_name, in_utc(made), *counts)
-            for name, file_name, made, *counts in session.execute(query)
+            StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best)
+            for name, file_name, made, complete, pruned, failed, unfinished, best in session.execute(query)
         ]
