@@ -228,7 +228,7 @@ class Controller:
         number = len(history)
         worker = self._pool.idle[0]
         last = self._last.get(worker)
-        near = None if last is None else history[last].params
+        near = next((t.params for t in reversed(history) if t.number == last), None)  # others may have taken numbers
         proposal = self._strategy.propose(history, number, near=near)
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it

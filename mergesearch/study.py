@@ -281,7 +281,8 @@ class Study:
     def layer_share(self) -> float | None:
         """The share of all layers that one worker runs, anchors left out; None where it is not known beforehand."""
         strategy, spec = self.strategy(), self._prefix_spec()
-        whole_grid = strategy.planned() is not None and strategy.planned() == self.space.size()
+        planned = strategy.planned()
+        whole_grid = planned is not None and planned == self.space.size() and planned <= (self.planned_trials or 0)
         if not spec.boundaries or not whole_grid:
             return None
         return share_run(self.space, self.lowest_layers, spec.boundaries, self.layout.n_layers)

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -166,6 +168,7 @@ class StudySuite:
     def test_an_older_database_is_upgraded_by_whoever_resumes(self, url: str) -> None:
         with open_store(url) as store:
             store.finish(begin(store, 0.1, "a"), result(1))
+            begin(store, 0.2, "b")
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
         with engine.connect() as connection:
             command.downgrade(schema.alembic_config(connection), "0001")
@@ -176,6 +179,12 @@ class StudySuite:
             open_store(url, None, exclusive=False)
         with open_store(url) as store:
             assert store.trials()[0].value == result(1).value
+            found = store.result(0)
+            assert found is not None
+            assert (found.value, found.looks, found.layer_tokens) == (result(1).value, (), 0)
+            assert not found.stopped
+            assert [t.number for t in store.unfinished()] == [1]
+            store.finish(1, replace(result(2), layer_tokens=7))
             store.record_loss("retriever", "aa", "e" * 64, 1.0)
 
     def test_an_unknown_study_is_named_with_those_there_are(self, url: str) -> None:
@@ -184,15 +193,31 @@ class StudySuite:
             with pytest.raises(StorageError, match=r"unknown study 'studdy'\. Did you mean 'study'"):
                 StudyStore.open(url, "studdy", None, exclusive=exclusive)
 
+    def test_collections_keep_their_order(self, url: str) -> None:
+        """What trials bring back lies in it: in another one, queries would be compared with other queries."""
+
+        def record(*names: str) -> StudyRecord:
+            collections = {name: {"content": f"hash of {name}"} for name in names}
+            return StudyRecord("study", {"evaluation": {"collections": collections}})
+
+        open_store(url, record("b", "a")).close()
+        open_store(url, record("b", "a")).close()
+        with pytest.raises(ResumeError, match=r"evaluation\.collections \(order\): b, a → a, b"):
+            open_store(url, record("a", "b"))
+
     def test_studies_are_listed(self, url: str) -> None:
         with open_store(url) as store:
             store.finish(begin(store, 0.1, "a"), result(1))
             store.fail(begin(store, 0.2, "b"), "no")
             begin(store, 0.3, "c")
+            # The running mean of a trial that was stopped is no score, and may be higher than any.
+            easy = replace(result(2), stopped=True, estimate=0.1, stopped_by=0)
+            perfect = tuple(replace(c, scores=np.ones_like(c.scores)) for c in easy.collections)
+            store.finish(begin(store, 0.4, "d"), replace(easy, collections=perfect))
         other = StudyRecord("other", {}, file_name="other.yaml")
         open_store(url, other).close()
         first, second = list_studies(url)
-        assert (first.name, first.complete, first.failed, first.unfinished) == ("study", 1, 1, 1)
+        assert (first.name, first.complete, first.pruned, first.failed, first.unfinished) == ("study", 1, 1, 1, 1)
         assert (first.best_value, first.file_name) == (result(1).value, "study.yaml")
         assert (second.name, second.complete, second.best_value) == ("other", 0, None)
 

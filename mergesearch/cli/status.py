@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from mergesearch.cli.common import (
     storage_option,
     study_argument,
 )
+
+if TYPE_CHECKING:
+    from mergesearch.results.status import TrialLine
 
 
 @click.command(
@@ -41,7 +45,7 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
             (
                 t.number,
                 t.state,
-                "" if t.value is None else f"{t.value:.4f}{' *' if t.number == status.best else ''}",
+                _score(t, best=t.number == status.best),
                 *(["" if t.predicted is None else f"{t.predicted:.4f}"] if predicted else []),
                 "" if t.seconds is None else f"{t.seconds:.1f}",
                 "" if t.tokens is None else f"{t.tokens:,}",
@@ -52,3 +56,9 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
         title=status.study,
     )
     click.echo(status.summary())
+
+
+def _score(trial: TrialLine, *, best: bool) -> str:
+    if trial.value is not None:
+        return f"{trial.value:.4f}{' *' if best else ''}"
+    return "" if trial.estimate is None else f"≈{trial.estimate:.3f}"

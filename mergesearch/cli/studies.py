@@ -24,10 +24,10 @@ def command(storage: str, output: str) -> None:
     if output == "json":
         print_json([{**asdict(study), "created_at": study.created_at.isoformat()} for study in studies])
         return
-    headers = ["study", "file", "created (UTC)", "complete", "failed", "unfinished", "highest dev score"]
+    headers = ["study", "file", "created (UTC)", "complete", "pruned", "failed", "unfinished", "highest dev score"]
     rows = [
         (
-            s.name, s.file_name, f"{s.created_at:%Y-%m-%d %H:%M}", s.complete, s.failed, s.unfinished,
+            s.name, s.file_name, f"{s.created_at:%Y-%m-%d %H:%M}", s.complete, s.pruned, s.failed, s.unfinished,
             "" if s.best_value is None else f"{s.best_value:.4f}",
         )
         for s in studies

@@ -18,7 +18,7 @@ from mergesearch.evaluation.backends import get_backend
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import parse_metric
 from mergesearch.evaluation.result import CollectionScores, TrialResult
-from mergesearch.evaluation.search import Ranking, TopK
+from mergesearch.evaluation.search import Ranking, TopK, order_by_id
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenPlan
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class PreparedCollection:
         judgements: gains by corpus position.
         exclude: corpus position of the document that is the query itself, -1 for none; None when allowed.
         candidates: the corpus positions each query is limited to; None for the whole corpus.
+        by_id: corpus positions in the order of document ids.
     """
 
     source: WeightedCollection
@@ -75,6 +76,7 @@ class PreparedCollection:
     judgements: Judgements
     exclude: NDArray[np.int64] | None
     candidates: list[NDArray[np.int64]] | None
+    by_id: NDArray[np.int64]
 
 
 class RetrievalEvaluator:
@@ -207,6 +209,7 @@ class RetrievalEvaluator:
                 backend=self._backend,
                 exclude=prepared.exclude,
                 candidates=prepared.candidates,
+                by_id=prepared.by_id,
             )
         chunks = self.encoder.chunks(prepared.documents, self._chunk_documents, on_batch)
         while True:
@@ -268,6 +271,7 @@ class RetrievalEvaluator:
             Judgements.prepare(query_ids, collection.doc_ids, collection.qrels),
             exclude,
             candidates,
+            order_by_id(collection.doc_ids),
         )
 
     def _plans(self) -> Iterator[TokenPlan]:

@@ -9,7 +9,7 @@ of them once put out, and the model is called as usual.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -183,16 +183,28 @@ class PrefixReuse:
             self.cache.add(other, batch, output)
 
 
-def open_reuse(encoder: Encoder, boundaries: Sequence[int], cache: PrefixCache) -> PrefixReuse | None:
-    """Prefix reuse for an encoder, once it was seen that embeddings are the same to the bit; None if they are not.
+def open_reuse(
+    encoder: Encoder, boundaries: Sequence[int], cache: PrefixCache, lowest: Mapping[str, float]
+) -> PrefixReuse | None:
+    """Prefix reuse for an encoder, once it was seen that it changes no embedding; None where it would.
 
-    Models whose layers hand on more than they put out, or are read between the boundaries, cannot have it.
+    Models whose layers hand on more than they put out, are read between the boundaries, or use what counts as lying
+    above them cannot have it. (DeBERTa's layers read position embeddings through a norm that stands after the layers.)
+
+    Args:
+        encoder: its model.
+        boundaries: see `PrefixReuse`.
+        cache: the same.
+        lowest: for every parameter the lowest layer that it is said to have a say in, as `lowest_layer` gives it.
     """
     plan = encoder.plan(_PROBES, "document", prompt="")
     expected = encoder.encode(plan)
     before = encoder.reuse
     try:
         for boundary in boundaries:
+            above = [parameter for name, parameter in encoder.parameters.items() if lowest[name] >= boundary]
+            if _depends(encoder, plan, boundary, above):
+                raise ValueError(f"what {boundary} layers put out depends on parameters above them")
             encoder.reuse = PrefixReuse(encoder.layers, (boundary,), PrefixCache(encoder.device, 1 << 30))
             with encoder.reuse.trial(str):
                 found = [encoder.encode(plan) for _ in range(2)]
@@ -204,6 +216,23 @@ def open_reuse(encoder: Encoder, boundaries: Sequence[int], cache: PrefixCache) 
     finally:
         encoder.reuse = before
     return PrefixReuse(encoder.layers, boundaries, cache)
+
+
+def _depends(encoder: Encoder, plan: TokenPlan, boundary: int, parameters: Sequence[Tensor]) -> bool:
+    """Whether some parameters have a say in what the layers below a boundary put out: autograd follows them there."""
+    outputs: list[LayerOutput] = []
+    hook = encoder.layers[boundary - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            for inputs in encoder.inputs(plan, plan.batches):
+                encoder.model(inputs)
+    finally:
+        hook.remove()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return any(tensor.requires_grad for output in outputs for tensor in _tensors(output))
 
 
 @contextmanager

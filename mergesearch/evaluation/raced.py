@@ -150,6 +150,7 @@ class RacedEvaluator(RetrievalEvaluator):
             backend=self._backend,
             exclude=look.exclude,
             candidates=look.candidates,
+            by_id=collection.by_id,
         )
 
     def _prepare(self, source: WeightedCollection) -> PreparedCollection:

@@ -63,6 +63,7 @@ class TopK:
         backend: a name in the registry of search backends.
         exclude: a corpus position per query that must not be returned (the query itself), int64 [Q]; or -1.
         candidates: the only corpus positions that each query may be answered with; None for the whole corpus.
+        by_id: what `order_by_id` gives, for those who search one corpus again and again; None works it out.
 
     Raises:
         EvaluationError: an embedding is NaN or infinite. On a GPU, `add` says so of queries too.
@@ -77,6 +78,7 @@ class TopK:
         backend: str = "torch",
         exclude: NDArray[np.int64] | None = None,
         candidates: Sequence[NDArray[np.int64]] | None = None,
+        by_id: NDArray[np.int64] | None = None,
     ) -> None:
         self._queries_QE = queries_QE.float()
         # Looking at a GPU's values waits for them; there the queries are looked at with the first documents.
@@ -86,8 +88,7 @@ class TopK:
         self._backend: SearchBackend = get_backend(backend)
         self._depth = depth
         device = queries_QE.device
-        # Code points sort as the UTF-8 bytes that trec_eval compares.
-        by_id = np.array(sorted(range(len(doc_ids)), key=doc_ids.__getitem__), dtype=np.int64)
+        by_id = order_by_id(doc_ids) if by_id is None else by_id
         self._row_of_place = by_id
         places = np.empty_like(by_id)
         places[by_id] = np.arange(len(by_id))
@@ -180,6 +181,12 @@ class TopK:
         keys = torch.full_like(columns_QM, _ABSENT)
         keys[valid] = (_float_to_ordered(scores).long() << 32) | self._place_of_row[row_C[columns]]
         return keys
+
+
+def order_by_id(doc_ids: Sequence[str]) -> NDArray[np.int64]:
+    """Corpus positions in the order of document ids, int64 [N]; a second for a million documents."""
+    # Code points sort as the UTF-8 bytes that trec_eval compares.
+    return np.array(sorted(range(len(doc_ids)), key=doc_ids.__getitem__), dtype=np.int64)
 
 
 def _float_to_ordered(values: Tensor) -> Tensor:

@@ -95,6 +95,11 @@ class ResidentMerger:
         self._largest = self._largest_element()
 
     @property
+    def places(self) -> Mapping[str, Sequence[str]]:
+        """The canonical names of the parameters at every place."""
+        return self._names_in
+
+    @property
     def workspace_bytes(self) -> int:
         """Scratch memory that is kept between calls."""
         return self._work.n_bytes

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mergesearch.evaluation.result import ESTIMATE_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.store import StudyStore
 
@@ -14,13 +15,15 @@ from mergesearch.storage.store import StudyStore
 class TrialLine:
     """One trial as `status` shows it.
 
-    `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted.
+    `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A trial
+    that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
     """
 
     number: int
     state: str
     label: str
     value: float | None
+    estimate: float | None
     predicted: float | None
     seconds: float | None
     tokens: int | None
@@ -59,11 +62,7 @@ class Status:
     @property
     def prediction_error(self) -> float | None:
         """Mean absolute difference of predicted and measured dev scores; None where nothing was predicted."""
-        errors = [
-            abs(t.predicted - t.value)
-            for t in self.trials
-            if t.predicted is not None and t.value is not None and t.state == "complete"
-        ]
+        errors = [abs(t.predicted - t.value) for t in self.trials if t.predicted is not None and t.value is not None]
         return sum(errors) / len(errors) if errors else None
 
     def summary(self) -> str:
@@ -99,7 +98,8 @@ def read_status(store: StudyStore) -> Status:
                 number=trial.number,
                 state=trial.state.name.lower(),
                 label=str(attrs.get("label", "")),
-                value=trial.value if trial.state.is_finished() else None,
+                value=trial.value if trial.state.name == "COMPLETE" else None,
+                estimate=attrs.get(ESTIMATE_ATTR),
                 predicted=attrs.get("predicted"),
                 seconds=sum(seconds) if seconds else None,
                 tokens=attrs.get("tokens"),
@@ -108,6 +108,6 @@ def read_status(store: StudyStore) -> Status:
                 failure=attrs.get("failure"),
             )
         )
-    scored = [t for t in lines if t.value is not None and t.state == "complete"]
+    scored = [t for t in lines if t.value is not None]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
     return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store))

@@ -24,6 +24,7 @@ class StudySummary:
         file_name: what the file that made it was called.
         created_at: when, by the database's clock, in UTC.
         complete: trials with a score.
+        pruned: trials that were stopped before their last query.
         failed: trials that ended without one.
         unfinished: trials that run, or that a dead coordinator left.
         best_value: the highest score; None before the first.
@@ -33,6 +34,7 @@ class StudySummary:
     file_name: str
     created_at: datetime
     complete: int
+    pruned: int
     failed: int
     unfinished: int
     best_value: float | None
@@ -59,9 +61,10 @@ def list_studies(url: str) -> list[StudySummary]:
             StudyRow.file_name,
             StudyRow.created_at,
             count(TrialRow.outcome == "complete"),
+            count(TrialRow.outcome == "pruned"),
             count(TrialRow.outcome == "fail"),
             count(TrialRow.outcome.is_(None)),
-            sa.func.max(TrialRow.value),
+            sa.func.max(TrialRow.value).filter(TrialRow.outcome == "complete"),
         )
         .outerjoin(TrialRow, TrialRow.study_id == StudyRow.id)
         .where(is_alive())
@@ -70,6 +73,6 @@ def list_studies(url: str) -> list[StudySummary]:
     )
     with database.friendly(), Session(engine) as session:
         return [
-            StudySummary(name, file_name, in_utc(made), complete, failed, unfinished, best)
-            for name, file_name, made, complete, failed, unfinished, best in session.execute(query)
+            StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best)
+            for name, file_name, made, complete, pruned, failed, unfinished, best in session.execute(query)
         ]

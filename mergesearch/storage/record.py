@@ -10,6 +10,8 @@ from typing import Any
 from mergesearch.errors import ResumeError
 
 _ABSENT = object()
+_ORDERED = ("evaluation.collections",)
+"""Mappings whose order counts: per-query scores and embeddings of trials lie in it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def changes(stored: StudyRecord, now: StudyRecord) -> dict[str, list[str]]:
 def _differences(path: str, stored: Any, now: Any) -> Iterator[tuple[str, tuple[str, str]]]:
     if isinstance(stored, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*stored, *now]))
+        if path in _ORDERED and stored.keys() == now.keys() and list(stored) != list(now):
+            yield f"{path} (order)", (", ".join(stored), ", ".join(now))
         for key in keys:
             place = f"{path}.{key}" if path else key
             yield from _differences(place, stored.get(key, _ABSENT), now.get(key, _ABSENT))

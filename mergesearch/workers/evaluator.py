@@ -224,7 +224,8 @@ class TrialEvaluator:
         if not found.boundaries:
             return None
         cache = PrefixCache(self.encoder.device, found.device, found.host)
-        return open_reuse(self.encoder, found.boundaries, cache)
+        lowest = {name: lowest_layer(place) for place, names in self.merger.places.items() for name in names}
+        return open_reuse(self.encoder, found.boundaries, cache, lowest)
 
     def _reusing(self, recipe: MergeRecipe) -> AbstractContextManager[None]:
         """Lets hidden states be kept and reused by what decides them in the recipe."""

@@ -87,6 +87,13 @@ def test_a_grid_runs_a_share_of_the_layers(
     assert "of all layers" not in make_plan(off).summary()
 
 
+def test_no_share_of_layers_is_promised_for_a_part_of_a_grid(tmp_path: Path) -> None:
+    tiny = grid_study(tmp_path, n_layers=2, groups={"segments": 2}, values=[0, 0.25, 0.75, 1])
+    assert load_study(tiny.file).layer_share == pytest.approx((4 + 16) / (2 * 16))
+    assert load_study(tiny.change("search", "trials", to=8).file).layer_share is None
+    assert load_study(tiny.change("search", "trials", to=17).file).layer_share is not None
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -63,6 +64,18 @@ def test_evaluated_recipes_count_and_anchors_are_among_them(bench: Bench, worker
     assert [h for h in diary.heard if h[0] == "recorded"] == [("recorded", 0)]
     again = bench.drive(ScriptedPool(script=failing))
     assert (again.evaluated, again.failed) == (0, 0)
+
+
+def test_numbers_that_another_program_took_are_stepped_over(bench: Bench) -> None:
+    """What is queued has a number and is no part of the history, so numbers are not places in it."""
+    bench.with_search(strategy="random", trials=4).drive(ScriptedPool())
+    other = optuna.load_study(study_name=bench.study.name, storage=bench.url)
+    for _ in range(3):
+        other.enqueue_trial({})
+    other._storage.remove_session()
+    pool = ScriptedPool(2)
+    assert bench.with_search(strategy="random", trials=9).drive(pool).evaluated == len(pool.evaluated) == 5
+    assert [row[0] for row in bench.table()] == [0, 1, 2, 3, 7, 8, 9, 10, 11]
 
 
 def test_a_budget_smaller_than_what_is_enqueued_is_kept_and_the_rest_comes_first_later(bench: Bench) -> None:

@@ -86,10 +86,14 @@ def test_embeddings_are_the_same_to_the_bit(tiny: Callable[[str], Path], kind: s
     assert not any("forward" in vars(layer) or layer._forward_hooks for layer in made.encoder.layers)
 
 
+def lowest_of(folder: Path) -> dict[str, float]:
+    return {name: lowest_layer(p.place) for name, p in read_layout(folder).parameters.items()}
+
+
 def test_a_model_that_has_it_is_told_from_one_that_cannot(tiny: Callable[[str], Path]) -> None:
-    encoder = open_encoder(tiny("bert"))
+    encoder, lowest = open_encoder(tiny("bert")), lowest_of(tiny("bert"))
     cache = PrefixCache(encoder.device, PLENTY)
-    assert open_reuse(encoder, (1, 2, 4), cache) is not None
+    assert open_reuse(encoder, (1, 2, 4), cache, lowest) is not None
     below = encoder.layers[0]
     # The last layer adds what it reads off the first, past all boundaries.
     seen: list[Any] = []
@@ -99,9 +103,31 @@ def test_a_model_that_has_it_is_told_from_one_that_cannot(tiny: Callable[[str], 
         return output + seen.pop() if seen else output * 2
 
     encoder.layers[3].register_forward_hook(reads_below)
-    assert open_reuse(encoder, (1, 2), cache) is None
+    assert open_reuse(encoder, (1, 2), cache, lowest) is None
     assert encoder.reuse is None
     assert cache.n_bytes == (0, 0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_known_layout_has_it(tiny: Callable[[str], Path], kind: str) -> None:
+    encoder = open_encoder(tiny(kind))
+    assert open_reuse(encoder, (1, 2, 3), PrefixCache(encoder.device, PLENTY), lowest_of(tiny(kind))) is not None
+    assert not any(p.requires_grad for p in encoder.parameters.values())
+
+
+@pytest.mark.parametrize("part", [{"norm_rel_ebd": "layer_norm"}, {"conv_kernel_size": 3}])
+def test_layers_that_use_what_counts_as_above_them_are_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    """DeBERTa's layers attend through a norm, and its first is followed by a convolution, that stand behind them."""
+    bert = KINDS["bert"]
+    relative = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], **part}
+    deberta = replace(bert, model_type="deberta-v2", config={**bert.config, **relative})
+    monkeypatch.setitem(KINDS, "deberta-v2", deberta)
+    folder = make_tiny("deberta-v2", tmp_path, n_layers=N_LAYERS)
+    encoder = open_encoder(folder)
+    assert open_reuse(encoder, (2,), PrefixCache(encoder.device, PLENTY), lowest_of(folder)) is None
+    assert not any(p.requires_grad for p in encoder.parameters.values())
 
 
 def test_outside_of_a_trial_nothing_is_reused(tiny: Callable[[str], Path]) -> None:
@@ -177,10 +203,10 @@ def test_what_is_kept_gives_way_before_a_batch_is_split(
     made.encode("aaaa", reuse=True)
     forward = Encoder._forward
 
-    def full(encoder: Encoder, plan: Any, texts: Any) -> torch.Tensor:
+    def full(encoder: Encoder, *args: Any) -> torch.Tensor:
         if made.cache.n_bytes[0]:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return forward(encoder, plan, texts)
+        return forward(encoder, *args)
 
     monkeypatch.setattr(Encoder, "_forward", full)
     found = made.encode("aaab", reuse=True)

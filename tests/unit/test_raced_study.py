@@ -23,6 +23,8 @@ from tests.controller_toys import QUERIES, Bench, Diary, ScriptedPool, check_end
 from tests.tiny_studies import TinyStudy, make_study
 
 TOKENS = 10
+MANY = [(i + 1) / 100 for i in range(60)]
+"""Looks that would not fit into a trial's attributes."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,8 @@ def test_anchors_are_never_raced_and_the_best_complete_trials_are_the_rivals(ben
         assert {h[1] for h in diary.heard if h[0] == "pruned"} == {t.number for t in pruned}
         for trial in pruned:
             assert trial.intermediate_values == {1: trial.value}
+            line = read_status(store).trials[trial.number]
+            assert (line.value, line.estimate) == (None, trial.user_attrs["estimate"]), "a running mean is no score"
             assert trial.user_attrs["stopped_by"] in pool.rivals[trial.number]
         status = read_status(store)
         assert status.tokens_saved == (TOKENS - 4) * len(pruned)
@@ -132,7 +136,7 @@ def test_a_study_that_is_not_raced_sends_no_rivals(bench: Bench) -> None:
 class Again(Strategy):
     """Proposes every point twice, in turn with the one before."""
 
-    def propose(self, history, number):  # type: ignore[no-untyped-def]
+    def propose(self, history, number, *, near=None):  # type: ignore[no-untyped-def]
         values = [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
         name = self.space.dimensions[0].name
         rest = {d.name: 0.25 for d in self.space.dimensions[1:]}
@@ -229,6 +233,14 @@ def test_what_racing_says_in_a_study_file(tiny: TinyStudy, tmp_path: Path) -> No
     assert other is not None
     assert (other.looks.shares, other.alpha, other.rivals, other.looks.hits) == ((0.1, 0.5, 1.0), 0.05, 2, 3)
     assert RacingEntry(looks=2).shares == (0.5, 1.0)
-    for wrong in ({"looks": 1}, {"looks": [0.5, 0.5]}, {"looks": [0.5, 1.0]}, {"alpha": 0}, {"look": 3}, 4):
+    for wrong in (
+        {"looks": 1},
+        {"looks": [0.5, 0.5]},
+        {"looks": [0.5, 1.0]},
+        {"looks": MANY},
+        {"alpha": 0},
+        {"look": 3},
+        4,
+    ):
         with pytest.raises(StudyFileError):
             study(wrong)

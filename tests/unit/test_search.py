@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mergesearch.errors import EvaluationError
-from mergesearch.evaluation.search import Ranking, TopK
+from mergesearch.evaluation.search import Ranking, TopK, order_by_id
 
 
 def random_embeddings(n: int, seed: int, *, integers: bool) -> torch.Tensor:
@@ -72,6 +72,8 @@ def test_a_collapsed_model_ranks_by_id_alone() -> None:
     ranking = rank(queries, documents, ids, 5, 300)
     expected = sorted(ids, key=str.encode, reverse=True)[:5]
     assert [[ids[d] for d in row] for row in ranking.rows] == [expected, expected]
+    given = rank(queries, documents, ids, 5, 300, by_id=order_by_id(ids))
+    assert np.array_equal(given.rows, ranking.rows)
 
 
 def test_fewer_documents_than_asked_for() -> None:
