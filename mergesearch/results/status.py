@@ -15,8 +15,8 @@ from mergesearch.storage.store import StudyStore
 class TrialLine:
     """One trial as `status` shows it.
 
-    `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A trial
-    that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
+    `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A
+    trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
     """
 
     number: int
