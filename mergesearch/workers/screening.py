@@ -81,7 +81,11 @@ class Screener:
         if held is not None:
             self._held.move_to_end(fingerprint)
             return held
-        content = self._artifacts.read(merge.embeddings) if merge.embeddings else None
+        try:
+            content = self._artifacts.read(merge.embeddings) if merge.embeddings else None
+        except StorageError as error:
+            logger.warning("%s; the embeddings are encoded again", error)
+            content = None
         if content is None:
             return None
         kept = KeptEmbeddings.from_bytes(content)
