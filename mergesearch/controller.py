@@ -169,9 +169,11 @@ class Controller:
         self._adopt()
         try:
             while True:
-                free = self._pool.free
+                free, flying = self._pool.free, len(self._flight)
                 if free and self._dispatch_next(started):
                     continue
+                if len(self._flight) < flying:
+                    continue  # trials ended while merges were predicted, which may have taught the strategy more
                 if free and not self._flight:
                     break  # with no worker free, more may be left to do: one is being rebuilt
                 self._settle_all(self._pool.wait())
@@ -233,6 +235,8 @@ class Controller:
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
+        if worker not in self._pool.idle:  # it died of a prediction
+            worker = self._pool.idle[0]
         label = self._study.space.label(proposal.params)
         attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs, **proposal.shown}
         return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs, worker)
@@ -359,6 +363,7 @@ class Controller:
             reasons.append(found.failure or "no reason given")
             if not found.worker_died:
                 break
+            self._last.pop(found.worker, None)  # its successor starts with nothing
         raise WorkerError(
             f"predictions from embeddings failed: {'; '.join(dict.fromkeys(reasons))}\n"
             "Mend the cause and run the same command again; what is recorded stays."
