@@ -1,4 +1,3 @@
-
 """Raced and unraced studies, drawn from merges that were all evaluated: what racing saves, and what it costs.
 
     python -m tests.benchmarks.racing_pool STUDY.yaml CACHE [--merges 200]     # once: encodes
