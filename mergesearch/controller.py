@@ -335,16 +335,19 @@ class Controller:
         Raises:
             WorkerError: it cannot be worked out.
         """
-        merges = {}
-        for key in screening.keys:
+        merges, outside = {}, {}
+        for key in dict.fromkeys((*screening.keys, *screening.references)):
             result = self._store.result(int(key))
             assert result is not None
             scores = np.concatenate([c.scores for c in result.collections])
-            merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
+            if key in screening.keys:
+                merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
+            else:
+                outside[key] = scores
         reasons: list[str] = []
         while len(reasons) <= self._search.retries:
             self._screenings += 1
-            task = ScreeningTask(-self._screenings, screening, merges)
+            task = ScreeningTask(-self._screenings, screening, merges, outside)
             while not self._pool.idle:
                 self._settle_all(self._pool.wait())
             self._pool.submit(task)

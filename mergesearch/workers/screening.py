@@ -72,7 +72,7 @@ class Screener:
         aligned, more = self._aligned(task.merges, kept)
         keys = task.screening.keys
         measured = np.stack([task.merges[key].scores for key in keys])
-        report = screen(task.screening, self._bank(keys, [aligned[key] for key in keys]), measured)
+        report = screen(task.screening, self._bank(keys, [aligned[key] for key in keys]), measured, task.outside)
         return ScreeningResult(report, tokens + more, restored)
 
     def _load(self, merge: EvaluatedMerge) -> KeptEmbeddings | None:

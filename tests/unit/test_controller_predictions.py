@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mergesearch.controller import Controller
@@ -11,7 +12,7 @@ from mergesearch.resolving import load_study
 from mergesearch.session import open_store
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, PredictingPool, check_ended, scored
-from tests.tiny_studies import make_study
+from tests.tiny_studies import TinyStudy, make_study
 
 SEARCH = {
     "strategy": {"name": "embedding_surrogate", "initial": "one_hot", "candidates": 64, "patience": 50, "batch": 2},
@@ -40,6 +41,21 @@ def test_a_trial_that_ends_during_a_prediction_does_not_end_the_study(bench: Ben
     assert bench.drive(pool).reason == "all 8 trials are done"
     assert len(bench.table()) == 8
     check_ended(bench, pool)
+
+
+def test_sources_outside_of_the_space_are_what_gains_are_measured_against(bench: Bench, tmp_path: Path) -> None:
+    tiny = TinyStudy(tmp_path / "study")
+    tiny.change("merge", "coefficients", to={"alpha": {"low": 0.2, "high": 0.8, "step": 0.1}})
+    bench, pool = Bench(load_study(tiny.file), bench.url), PredictingPool()
+    bench.drive(pool)
+    with bench.store() as store:
+        alone = [str(t.number) for t in store.trials() if "source_alone" in t.user_attrs]
+        for task in pool.asked:
+            assert list(task.screening.references) == list(task.outside) == alone
+            for key in alone:
+                result = store.result(int(key))
+                assert result is not None
+                np.testing.assert_array_equal(task.outside[key], result.collections[0].scores)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
