@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,22 +50,27 @@ class Artifacts:
             except Exception as error:  # every cloud library has exceptions of its own
                 raise StorageError(f"an artifact cannot be written: {type(error).__name__}: {error}") from error
             return name
+        # Under another name first: a reader, or a disk that is full, never meets half an artifact. And always: the one
+        # that is there may be damaged.
+        part = self._folder / f"{name}.{os.getpid()}.part"
         try:
-            if not (self._folder / name).is_file():
-                # Under another name first: a reader, or a disk that is full, never meets half an artifact.
-                part = f"{name}.{os.getpid()}.part"
-                try:
-                    self._store.write(part, io.BytesIO(content))
-                    (self._folder / part).replace(self._folder / name)
-                finally:
-                    (self._folder / part).unlink(missing_ok=True)
-                self._evict(keep=name)
+            try:
+                self._store.write(part.name, io.BytesIO(content))
+                part.replace(self._folder / name)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"an artifact cannot be written to {self._folder}: {error.strerror}") from error
+        with suppress(OSError):  # what is written stays written
+            self._evict(keep=name)
         return name
 
     def read(self, name: str) -> bytes | None:
-        """The content of that name; None where it is missing or damaged."""
+        """The content of that name; None where it is missing or damaged.
+
+        Raises:
+            StorageError: it is there, or may be, and cannot be read.
+        """
         from optuna.artifacts.exceptions import ArtifactNotFound
 
         try:
@@ -72,12 +78,13 @@ class Artifacts:
                 content: bytes = file.read()
         except ArtifactNotFound:
             return None
-        except OSError as error:
-            raise StorageError(f"artifact {name} cannot be read: {error.strerror}") from error
+        except Exception as error:  # every cloud library has exceptions of its own
+            raise StorageError(f"artifact {name} cannot be read: {type(error).__name__}: {error}") from error
         if hashlib.sha256(content).hexdigest() != name:
             return None
         if self._folder is not None:
-            (self._folder / name).touch()
+            with suppress(OSError):  # evicted meanwhile, or in a folder for reading only
+                os.utime(self._folder / name)
         return content
 
     def _open(self, location: str) -> Any:
@@ -85,6 +92,8 @@ class Artifacts:
         from optuna.exceptions import ExperimentalWarning
 
         url = urlsplit(location)
+        if url.scheme in ("s3", "gs") and (not url.netloc or url.path.strip("/")):
+            raise StorageError(f"{location}: name a bucket and no folder in it: {url.scheme}://BUCKET")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)

@@ -169,9 +169,11 @@ class Controller:
         self._adopt()
         try:
             while True:
-                free = self._pool.free
+                free, flying = self._pool.free, len(self._flight)
                 if free and self._dispatch_next(started):
                     continue
+                if len(self._flight) < flying:
+                    continue  # trials ended while merges were predicted, which may have taught the strategy more
                 if free and not self._flight:
                     break  # with no worker free, more may be left to do: one is being rebuilt
                 self._settle_all(self._pool.wait())
@@ -233,6 +235,8 @@ class Controller:
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
+        if worker not in self._pool.idle:  # it died of a prediction
+            worker = self._pool.idle[0]
         label = self._study.space.label(proposal.params)
         attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs, **proposal.shown}
         return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs, worker)
@@ -331,16 +335,19 @@ class Controller:
         Raises:
             WorkerError: it cannot be worked out.
         """
-        merges = {}
-        for key in screening.keys:
+        merges, outside = {}, {}
+        for key in dict.fromkeys((*screening.keys, *screening.references)):
             result = self._store.result(int(key))
             assert result is not None
             scores = np.concatenate([c.scores for c in result.collections])
-            merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
+            if key in screening.keys:
+                merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
+            else:
+                outside[key] = scores
         reasons: list[str] = []
         while len(reasons) <= self._search.retries:
             self._screenings += 1
-            task = ScreeningTask(-self._screenings, screening, merges)
+            task = ScreeningTask(-self._screenings, screening, merges, outside)
             while not self._pool.idle:
                 self._settle_all(self._pool.wait())
             self._pool.submit(task)
@@ -359,6 +366,7 @@ class Controller:
             reasons.append(found.failure or "no reason given")
             if not found.worker_died:
                 break
+            self._last.pop(found.worker, None)  # its successor starts with nothing
         raise WorkerError(
             f"predictions from embeddings failed: {'; '.join(dict.fromkeys(reasons))}\n"
             "Mend the cause and run the same command again; what is recorded stays."

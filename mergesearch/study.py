@@ -387,6 +387,8 @@ class Study:
                     c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}
                     for c, spec in zip(self.collections, self.collection_specs(), strict=True)
                 },
+                # Scores per query and embeddings are kept in this order.
+                **({"order": [c.name for c in self.collections]} if len(self.collections) > 1 else {}),
                 # Batches hold texts of one look, and what was not looked at cannot be compared.
                 **({} if self.racing is None else {"looks": asdict(self.racing.looks)}),
             },

@@ -20,7 +20,8 @@ from mergesearch.resolving import resolve
 from mergesearch.session import open_store
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, ScreeningResult, ScreeningTask, Task, WorkerPool
+from tests.search_toys import toy_screener
 
 QUERIES = ("q1", "q2", "q3")
 Script = Callable[[Task, int], Outcome]
@@ -63,7 +64,8 @@ class ScriptedPool(WorkerPool):
     def idle(self) -> tuple[str, ...]:
         return tuple(name for name in self.given if name not in (*self._busy.values(), *self._away))
 
-    def submit(self, task: Task, worker: str | None = None) -> str:
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
+        assert isinstance(task, Task)
         name = worker or self.idle[0]
         assert name in self.idle
         assert task.recipe.fingerprint not in {t.recipe.fingerprint for t in self.tasks}
@@ -151,3 +153,36 @@ def check_ended(bench: Bench, pool: ScriptedPool) -> None:
     assert all(t.state.is_finished() for t in trials)
     assert len(set(pool.evaluated)) == len(pool.evaluated)
     assert pool.tasks == []
+
+
+class PredictingPool(ScriptedPool):
+    """Workers that predict as well, from made-up embeddings, when all trials in flight have ended.
+
+    If `deadly`, every other prediction ends its worker.
+    """
+
+    def __init__(self, workers: int = 1, script: Script = scored, *, deadly: bool = False) -> None:
+        super().__init__(workers, script)
+        self.deadly = deadly
+        self.asked: list[ScreeningTask] = []
+        self._question: ScreeningTask | None = None
+
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
+        if isinstance(task, Task):
+            return super().submit(task, worker)
+        name = worker or self.idle[0]
+        assert name in self.idle
+        assert self._question is None
+        self._question, self._busy[task.number] = task, name
+        self.asked.append(task)
+        return name
+
+    def wait(self) -> list[Outcome]:
+        task = self._question
+        if task is None or self.tasks:
+            return super().wait()
+        name, self._question = self._busy.pop(task.number), None
+        if self.deadly and len(self.asked) % 2:
+            self._away.append(name)
+            return [Outcome(task, name, failure="killed by signal 9", worker_died=True)]
+        return [Outcome(task, name, ScreeningResult(toy_screener(task.screening), 0, {}))]

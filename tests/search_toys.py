@@ -11,6 +11,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergesearch.evaluation.judgements import Judgements
+from mergesearch.evaluation.result import QUERIES_ATTR
 from mergesearch.merging.registry import METHODS
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.points import Binding, Params, SearchSpace
@@ -108,7 +109,8 @@ def toy_screener(screening: Screening) -> ScreeningReport:
     judgements = Judgements.prepare(list(qrels), ids, qrels)
     bank = CollectionBank(texts[:, :n_queries], texts[:, n_queries:], judgements)
     measured = EmbeddingBank(screening.keys, [bank]).per_query_scores(np.eye(len(points)), screening.metric)
-    return screen(screening, EmbeddingBank(screening.keys, [bank]), measured)
+    outside = {key: measured.mean(axis=0) for key in screening.references if key not in screening.keys}
+    return screen(screening, EmbeddingBank(screening.keys, [bank]), measured, outside)
 
 
 def make_trial(
@@ -121,7 +123,9 @@ def make_trial(
 ) -> FrozenTrial:
     """A trial as a storage would show it."""
     distributions = {k: v for k, v in space.distributions().items() if k in params}
-    user_attrs = {} if attrs is None else {PROPOSAL_ATTR: dict(attrs)}
+    user_attrs: dict[str, Any] = {} if attrs is None else {PROPOSAL_ATTR: dict(attrs)}
+    if state == TrialState.COMPLETE and value is not None:
+        user_attrs[QUERIES_ATTR] = 6
     trial = create_trial(
         state=state, value=value, params=dict(params), distributions=distributions, user_attrs=user_attrs
     )

@@ -83,6 +83,7 @@ class Keeper:
         self._queries: dict[int, list[Tensor]] = {i: [] for i in range(len(collections))}
         self._rows: dict[int, list[NDArray[np.int64]]] = {i: [] for i in range(len(collections))}
         self._documents: dict[int, list[Tensor]] = {i: [] for i in range(len(collections))}
+        self._taken = [np.zeros(c.judgements.n_documents, dtype=bool) for c in collections]
 
     def add_queries(self, i: int, positions: NDArray[np.int64], embeddings: Tensor) -> None:
         """Queries of collection `i`, at `positions` among the judged ones, [B, E]."""
@@ -90,13 +91,19 @@ class Keeper:
         self._queries[i].append(_halved(embeddings))
 
     def add_documents(self, i: int, rows: NDArray[np.int64], embeddings: Tensor, searches: Sequence[TopK]) -> None:
-        """Documents of collection `i` at corpus positions `rows`, [C, E], which all `searches` have taken in."""
+        """Documents of collection `i` at corpus positions `rows`, [C, E], which all `searches` have taken in.
+
+        They may be shown again to other searches, of queries that were encoded later.
+        """
         prepared = self._collections[i]
+        wanted = ~self._taken[i][rows]
         if len(prepared.document_rows) > MOST_WHOLE:
-            wanted = np.isin(rows, prepared.judgements.keys % prepared.judgements.n_documents)
-            for search in searches:
-                wanted |= np.isin(rows, search.result().rows)
+            high = [search.result().rows.ravel() for search in searches]
+            judged = prepared.judgements.keys % prepared.judgements.n_documents
+            wanted &= np.isin(rows, np.concatenate([judged, *high]))
+        if not wanted.all():
             rows, embeddings = rows[wanted], embeddings[torch.from_numpy(wanted).to(embeddings.device)]
+        self._taken[i][rows] = True
         self._rows[i].append(rows)
         self._documents[i].append(_halved(embeddings))
 

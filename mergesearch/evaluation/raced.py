@@ -261,6 +261,8 @@ class _Race:
             search = evaluator.new_search(self.looked.whole, look, queries)
             for rows, documents in self._kept:
                 search.add(rows, documents)
+                if self._keeper is not None:
+                    self._keeper.add_documents(self._index, rows, documents, [search])
         self._searches.append((look, search))
 
     def _take_documents(self, look: PreparedLook, *, keep: bool) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+QUERIES_ATTR = "n_queries"
+"""Attribute of a recorded trial with scores per query: how many. What another program added or ended has none."""
 ESTIMATE_ATTR = "estimate"
 """Attribute of a recorded trial that was stopped: `TrialResult.estimate`. Its running mean is over the first queries
 and fewer documents, so it compares with no value; strategies learn from the estimate instead."""

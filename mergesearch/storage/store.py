@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import StorageError
-from mergesearch.evaluation.result import ESTIMATE_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
 from mergesearch.storage.engine import Database, redact_urls
@@ -336,7 +336,7 @@ def _costs(result: TrialResult) -> dict[str, Any]:
     if result.layer_tokens:
         attributes["layer_tokens"] = int(result.layer_tokens)
     attributes["worker"] = result.worker
-    attributes["n_queries"] = sum(len(c.query_ids) for c in result.collections)
+    attributes[QUERIES_ATTR] = sum(len(c.query_ids) for c in result.collections)
     attributes["scores"] = {f"{c.metric} {c.collection}": c.mean for c in result.collections}
     if result.looks:
         attributes["looks"] = [asdict(look) for look in result.looks]

@@ -5,7 +5,7 @@ Notation: n evaluated merges, C candidates, D coordinates, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,8 @@ class Screening:
         keys: what the n evaluated merges are called: the bank's keys.
         points: their coordinates, n of D.
         pending: points that others are evaluating; nothing is learnt from them but that they will be known.
-        references: keys of unmerged sources among `keys`, which the objective measures gains against.
+        references: keys of unmerged sources, which the objective measures gains against; they may lie outside of the
+            space and so not be among `keys`.
         allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
         metric: for example `ndcg@10`.
         objective: what is maximised.
@@ -68,25 +69,30 @@ class Screening:
     seed: int = 0
 
 
-def screen(request: Screening, bank: EmbeddingBank, measured: Array) -> ScreeningReport:
+def screen(
+    request: Screening, bank: EmbeddingBank, measured: Array, outside: Mapping[str, Array] | None = None
+) -> ScreeningReport:
     """Pick the points that are most worth evaluating. A function of its arguments alone.
 
     Args:
         request: see there.
         bank: embeddings of the evaluated merges, `request.keys`.
         measured: their scores per query, float64 [n, Q], the queries of the bank's collections side by side.
+        outside: the same, [Q], of references that are not among the evaluated merges.
 
     Raises:
         EvaluationError: the arguments do not belong together.
     """
-    _check(request, bank, measured)
-    return _Screen(request, bank, measured).report()
+    scores = {**dict(zip(request.keys, measured, strict=False)), **(outside or {})}
+    _check(request, bank, measured, scores)
+    references = np.array([scores[key] for key in request.references]).reshape(-1, measured.shape[1])
+    return _Screen(request, bank, measured, references).report()
 
 
 class _Screen:
     """One screening: what is worked out once, and the growing table of candidates."""
 
-    def __init__(self, request: Screening, bank: EmbeddingBank, measured: Array) -> None:
+    def __init__(self, request: Screening, bank: EmbeddingBank, measured: Array, references: Array) -> None:
         self.request, self.bank, self.measured_nQ = request, bank, measured
         self.sizes, self.shares = bank.sizes, bank.shares
         self.plain = plain_weights(self.sizes, self.shares)
@@ -95,7 +101,7 @@ class _Screen:
         self.known = np.concatenate([self.points, as_points(request.pending, self.dimensions)])
         self.space = Space(request.allowed or (None,) * self.dimensions)
         self.random = np.random.default_rng(request.seed)
-        self.references = measured[[request.keys.index(key) for key in request.references]]
+        self.references = references
         self.fit: LengthFit = fit_lengths(self.points, bank.gram(), request.kernel)
         self.kriging = Kriging(self.points, self.fit.lengths, request.kernel)
         self._calibrate()
@@ -258,7 +264,7 @@ def _plain(values: Array) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _check(request: Screening, bank: EmbeddingBank, measured: Array) -> None:
+def _check(request: Screening, bank: EmbeddingBank, measured: Array, scores: Mapping[str, Array]) -> None:
     n, dimensions = len(request.keys), {len(point) for point in (*request.points, *request.pending)}
     if request.keys != bank.keys or len(request.points) != n:
         raise EvaluationError(
@@ -269,5 +275,5 @@ def _check(request: Screening, bank: EmbeddingBank, measured: Array) -> None:
         raise EvaluationError("a screening's points, pending points and allowed positions differ in their coordinates.")
     if measured.shape != (n, sum(bank.sizes)):
         raise EvaluationError(f"measured scores must be {[n, sum(bank.sizes)]}, not {list(measured.shape)}.")
-    if missing := sorted(set(request.references) - set(request.keys)):
+    if missing := sorted(set(request.references) - scores.keys()):
         raise EvaluationError(f"references were not evaluated: {', '.join(missing)}.")

@@ -56,11 +56,13 @@ class ScreeningTask:
         number: below zero, so that no trial's task has it.
         screening: what is asked.
         merges: by the screening's keys.
+        outside: scores per query, float64 [Q], of references that are not among these.
     """
 
     number: int
     screening: Screening
     merges: Mapping[str, EvaluatedMerge]
+    outside: Mapping[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Screener:
         aligned, more = self._aligned(task.merges, kept)
         keys = task.screening.keys
         measured = np.stack([task.merges[key].scores for key in keys])
-        report = screen(task.screening, self._bank(keys, [aligned[key] for key in keys]), measured)
+        report = screen(task.screening, self._bank(keys, [aligned[key] for key in keys]), measured, task.outside)
         return ScreeningResult(report, tokens + more, restored)
 
     def _load(self, merge: EvaluatedMerge) -> KeptEmbeddings | None:
@@ -81,7 +81,11 @@ class Screener:
         if held is not None:
             self._held.move_to_end(fingerprint)
             return held
-        content = self._artifacts.read(merge.embeddings) if merge.embeddings else None
+        try:
+            content = self._artifacts.read(merge.embeddings) if merge.embeddings else None
+        except StorageError as error:
+            logger.warning("%s; the embeddings are encoded again", error)
+            content = None
         if content is None:
             return None
         kept = KeptEmbeddings.from_bytes(content)

@@ -17,7 +17,7 @@ from mergesearch.search import registry
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.store import StudyStore
 from tests.commands import Command, read_table, run_command
-from tests.tiny_studies import TinyStudy, copy_study, make_study
+from tests.tiny_studies import TinyStudy, copy_study, make_beir, make_study
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,15 @@ def test_what_changes_scores_is_refused_with_every_difference(tiny: TinyStudy) -
         assert path in message
     assert "another name" in message
     assert read_table(tiny.storage) == before
+
+
+def test_another_order_of_collections_is_refused(tiny: TinyStudy) -> None:
+    """What is kept per query, scores and embeddings, is kept in the order of the collections."""
+    make_beir(tiny.folder / "second", seed=5)
+    collections = [{"name": "made", "folder": "collection"}, {"name": "second", "folder": "second"}]
+    run(tiny.change("evaluation", "collections", to=collections).change("search", "trials", to=2))
+    with pytest.raises(ResumeError, match=r"evaluation\.order\[0\]: \"made\" → \"second\""):
+        run(tiny.change("evaluation", "collections", to=collections[::-1]))
 
 
 STRATEGIES: list[dict[str, Any]] = [

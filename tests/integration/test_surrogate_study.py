@@ -107,11 +107,13 @@ def test_embeddings_that_are_lost_are_encoded_again(
 ) -> None:
     own.change("search", "trials", to=6)
     run(own)
-    for number, path in enumerate(sorted((own.folder / "elsewhere").iterdir())):
-        if number % 2:
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:-7])
+    paths = sorted((own.folder / "elsewhere").iterdir())
+    before = {path: path.read_bytes() for path in paths}
+    for path in paths[::2]:
+        path.write_bytes(before[path][:-7])
+    for path in paths[1::2]:
+        path.unlink()
+    paths[1].mkdir()  # there, and cannot be read
     own.change("search", "trials", to=9)
     table, _ = run(own)
     assert table == whole[0]
@@ -119,7 +121,11 @@ def test_embeddings_that_are_lost_are_encoded_again(
         for number in range(9):
             result = store.result(number)
             assert result is not None
-            assert (own.folder / "elsewhere" / result.embeddings).is_file()
+            path = own.folder / "elsewhere" / result.embeddings
+            assert path.is_file() or not result.embeddings
+    assert [path.read_bytes() for path in paths if path != paths[1]] == [
+        before[path] for path in paths if path != paths[1]
+    ]
 
 
 def test_it_learns_from_trials_of_another_strategy(own: TinyStudy) -> None:

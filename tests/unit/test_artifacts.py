@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,31 @@ def test_a_damaged_or_missing_artifact_is_not_there(tmp_path: Path, damage: byte
     (tmp_path / name).write_bytes(damage)
     assert artifacts.read(name) is None
     assert artifacts.read("0" * 64) is None
+    artifacts.write(b"what was encoded")
+    assert artifacts.read(name) == b"what was encoded"
+
+
+def test_one_that_is_evicted_while_it_is_read_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = Artifacts(tmp_path)
+    name = artifacts.write(b"content")
+    used = os.utime
+
+    def evicted(path: Path) -> None:
+        path.unlink()
+        used(path)
+
+    monkeypatch.setattr(os, "utime", evicted)
+    assert artifacts.read(name) == b"content"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    (tmp_path / ("a" * 64)).mkdir()
+    with pytest.raises(StorageError, match="cannot be read"):
+        artifacts.read("a" * 64)
 
 
 def test_a_folder_holds_no_more_than_it_may_and_the_newest_stays(tmp_path: Path) -> None:
@@ -50,6 +76,8 @@ def test_another_process_half_way_through_a_write_is_not_disturbed(tmp_path: Pat
     ("location", "message"),
     [
         ("ftp://somewhere", "s3://BUCKET"),
+        ("s3://bucket/folder", "no folder in it"),
+        ("gs:///bucket", "name a bucket"),
         ("{tmp}/file/below", "cannot be kept"),
     ],
 )

@@ -163,6 +163,17 @@ def test_one_evaluated_merge_is_enough_to_go_on() -> None:
     assert np.isfinite([pick.acquisition for pick in report.picks]).all()
 
 
+def test_a_reference_outside_of_the_space_is_one_like_any_other() -> None:
+    toy, points = ToyMerges(dimensions=2), start(2)
+    measured = toy.measure(points)
+    bank = EmbeddingBank(("m0", "m1", "m2"), [toy.bank(points)])
+    objective = Objective("lower_bound")
+    request = Screening(bank.keys, tuple(map(tuple, points.tolist())), objective=objective, n_candidates=64)
+    inside, elsewhere, without = (dataclasses.replace(request, references=r) for r in (("m1",), ("s",), ()))
+    assert screen(elsewhere, bank, measured, {"s": measured[1]}) == screen(inside, bank, measured)
+    assert screen(without, bank, measured, {"s": measured[1]}) != screen(inside, bank, measured)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,6 +19,7 @@ from pydantic import Field
 from scipy.stats import qmc
 
 from mergesearch.errors import Problem, StudyFileError
+from mergesearch.evaluation.result import QUERIES_ATTR
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.ledger import IN_FLIGHT, Ledger
 from mergesearch.search.points import Params, Point, SearchSpace
@@ -88,7 +89,7 @@ class EmbeddingSurrogate(Strategy):
         if problems:
             raise StudyFileError(problems)
         self._design = self._first_points()
-        self._asked: tuple[str, ScreeningReport] | None = None
+        self._asked: tuple[Screening, ScreeningReport] | None = None
 
     def propose(
         self,
@@ -133,15 +134,16 @@ class EmbeddingSurrogate(Strategy):
 
     def _gave_up(self, history: Sequence[FrozenTrial]) -> bool:
         """Whether the newest predictions in a row, the one for this history among them, promise nothing."""
-        if self._promises(self._report(history)):
+        report = self._report(history)
+        if self._promises(report):
             return False
-        fruitless = 1
+        fruitless = {self._after(history)}
         for trial in reversed(history):
             attrs = proposal_attrs(trial)
             if attrs.get("strategy") != self.name or attrs.get("promising", True):
                 break
-            fruitless += 1
-        return fruitless >= self.options.patience
+            fruitless.add(str(attrs.get("after")))
+        return len(fruitless) >= self.options.patience or not report.picks
 
     def _promises(self, report: ScreeningReport) -> bool:
         """Whether a gain is predicted that the prediction's own error and the dev queries could tell from nothing."""
@@ -162,10 +164,10 @@ class EmbeddingSurrogate(Strategy):
 
     def _report(self, history: Sequence[FrozenTrial]) -> ScreeningReport:
         """What a worker predicts after this history; asked once."""
-        after = self._after(history)
-        if self._asked is None or self._asked[0] != after:
+        screening = self._screening(history)
+        if self._asked is None or self._asked[0] != screening:
             assert self.screener is not None, "the strategy predicts on a worker, and was given none"
-            self._asked = after, self.screener(self._screening(history))
+            self._asked = screening, self.screener(screening)
         return self._asked[1]
 
     def _screening(self, history: Sequence[FrozenTrial]) -> Screening:
@@ -180,7 +182,7 @@ class EmbeddingSurrogate(Strategy):
             keys=tuple(str(t.number) for t in evaluated),
             points=tuple(self._position(t.params) for t in evaluated),
             pending=tuple(pending),
-            references=tuple(str(t.number) for t in evaluated if SOURCE_ATTR in t.user_attrs),
+            references=tuple(str(t.number) for t in history if SOURCE_ATTR in t.user_attrs and _scored(t)),
             allowed=tuple(self._allowed(d) for d in self.space.free),
             metric=self.metric,
             objective=Objective(options.objective, seed=derive_seed(self.seed, self.name)),
@@ -196,7 +198,7 @@ class EmbeddingSurrogate(Strategy):
         once: dict[Point, FrozenTrial] = {}
         for trial in history:
             point = self.space.find(trial.params)
-            if point is not None and trial.state == TrialState.COMPLETE and trial.value is not None:
+            if point is not None and _scored(trial):
                 once.setdefault(point, trial)
         if len(once) <= MOST_EVALUATED:
             return list(once.values())
@@ -256,6 +258,11 @@ class EmbeddingSurrogate(Strategy):
         drawn = sequence.random_base2(max(1, n - 1).bit_length())[:n, : len(self.space.free)]
         points = [self._params(position.tolist()) for position in drawn]
         return points if self.space.template is None else [self.space.snap(self.space.template), *points]
+
+
+def _scored(trial: FrozenTrial) -> bool:
+    """Whether its scores per query are known: what another program added or ended has none."""
+    return trial.state == TrialState.COMPLETE and trial.value is not None and QUERIES_ATTR in trial.user_attrs
 
 
 def _position(dimension: Dimension, value: float) -> float:
