@@ -190,9 +190,9 @@ class RacingEntry(_Closed):
     """How many, each at the same share of every collection's queries; or the share of the queries after each look but
     the last, such as `[0.2, 0.5]`."""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    """The largest probability of stopping a trial that would have won, over all looks."""
-    rivals: int = Field(default=1, ge=1, le=10)
-    """A trial that loses to one of this many best trials is stopped."""
+    """Probability of stopping a trial that would have won, over all looks, at most and about."""
+    rivals: int = Field(default=20, ge=4, le=200)
+    """From how many of the best trials a trial's score is forecast."""
     hits: int = Field(default=10, ge=0)
     """Where a whole corpus is searched: the BM25 hits per query that are encoded before the last look, beside judged
     documents. What nobody needs is encoded last."""

@@ -1,38 +1,34 @@
-"""When a raced trial is stopped: it cannot win any more, with a bounded chance of being wrong.
+"""When a raced trial is stopped: its forecast says that it cannot win any more.
 
-A trial has been scored on n of the N queries of a collection, a random sample of them. A complete trial, its rival,
-was scored on the same queries over the same documents. With d the mean of the paired differences and s their
-standard deviation, the difference over all N queries lies below
+After a look a trial has been scored on some queries over some documents. Complete trials, its rivals, were scored on
+the same queries over the same documents, and their values are known. Merges of the same sources resemble each other, so
+a trial's scores are nearly a combination of its rivals' scores, and its value the same combination of their values:
 
-    d + t(1 - level, n - 1) · s · √((1 - n/N) / n)
+    y = X b + r          scores of the looked-at queries, each minus those of the best rival
+    forecast = F b + r̄   value minus the value of the best rival
 
-with probability 1 - level (Cochran, Sampling Techniques, 1977, sections 2.6-2.8: the finite population correction,
-since the value that decides is the one over these N queries). A trial whose bound is below zero is stopped. Means of
-several collections add up by their shares and variances by squared shares, with Welch's and Satterthwaite's degrees
-of freedom.
+with b from a ridge regression and r̄ the mean residual. This is the regression estimator of sample surveys (Cochran,
+Sampling Techniques, 1977, chapter 7), in which the rivals also tell what the documents of later looks will change. With
+one rival alone it would be the mean paired difference.
 
-A look that is approximate adds an error of its own: over fewer documents the difference of the same queries is another
-one. How much another, complete trials tell, since theirs is known over both: `drift`. Its mean square between rival and
-other complete trials is added to the variance, with as many degrees of freedom as there are others. The best trial is
-the best in part because its drift is upwards, so that leaving the mean of the drift alone favours the trial.
+The forecast's error is taken to be the larger of two: what the residuals say of queries not looked at (with the finite
+population correction, since the value that decides is the one over these queries), and what forecasts of each rival
+from the others at this look were off by, which tells the effect of missing documents too. A trial is stopped when
 
-The chance of being wrong is spent over looks and rivals in equal parts (Bonferroni): whatever the dependence between
-looks, a trial that would have beaten its rivals is stopped with a probability of `alpha` at most. Plans that keep
-most of it for late looks (O'Brien and Fleming) would save least where most is to be saved.
+    forecast + t(1 - level) · error < 0
 
-Differences of retrieval scores are zero for many queries and large for a few, and a sample that misses the large gains
-of a trial makes it look surely worse: the plain bound is wrong two to seven times too often. So the sample is given one
-more query, on which the trial gains as much as the largest difference seen in either direction. And nothing is decided
-before `LEAST_QUERIES` queries, and `LEAST_DIFFERENT` on which the two differ. What is left are populations whose gains
-are rare and many times larger than all else; tests/unit/test_racing.py says how often each kind is stopped wrongly.
+`alpha` is spent over the looks in equal parts (Bonferroni): whatever the dependence between looks, a trial that would
+have won is stopped with a probability of about `alpha` at most. Plans that keep most of it for late looks (O'Brien and
+Fleming) would save least where most is to be saved. Differences of retrieval scores are zero for many queries and large
+for a few, so nothing is decided on fewer than `LEAST_QUERIES` queries or `LEAST_RIVALS` rivals, and t has only as many
+degrees of freedom as there are rivals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +38,10 @@ from mergesearch.evaluation.looks import LookSettings
 
 LEAST_QUERIES = 20
 """Over all collections, before the first decision."""
-LEAST_DIFFERENT = 10
-"""Of them, on which the trial and its rival have different scores."""
+LEAST_RIVALS = 4
+"""Complete trials, before the first decision."""
+RIDGE = 0.03
+"""Penalty of the regression, in units of the mean variance of a rival's differences from the best."""
 
 
 @dataclass(frozen=True)
@@ -52,63 +50,28 @@ class RacingSettings:
 
     Attributes:
         looks: what is looked at.
-        alpha: largest probability of stopping a trial that would have beaten every rival.
-        rivals: how many of the best trials a trial is compared with.
+        alpha: probability of stopping a trial that would have won, at most and about.
+        rivals: how many of the best trials a forecast is made from.
     """
 
     looks: LookSettings = field(default_factory=LookSettings)
     alpha: float = 0.01
-    rivals: int = 1
+    rivals: int = 20
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A complete trial that others are compared with.
+    """A complete trial that forecasts are made from.
 
     Attributes:
         number: of the trial.
         value: its value.
         looks: per collection its scores after every look but the last, fp32 [L - 1, Q]; NaN for queries not looked at.
-        drift: after every look but the last, the root mean square of what other complete trials' differences from it
-            move by until the end, for the queries looked at; float64 [L - 1].
-        others: how many complete trials say so; without any, nothing is decided.
     """
 
     number: int
     value: float
     looks: tuple[NDArray[np.float32], ...]
-    drift: NDArray[np.float64]
-    others: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How a trial differs from a rival, as a forecast for all queries.
-
-    Attributes:
-        mean: trial minus rival over the queries scored so far, weighted over collections.
-        cautious: the mean with the query that is added to every sample; the same when all have been scored.
-        error: standard error of `cautious`, 0 when all queries have been scored.
-        degrees: of freedom of the error.
-    """
-
-    mean: float
-    cautious: float
-    error: float
-    degrees: float
-
-    def plus(self, error: float, degrees: float) -> Difference:
-        """The same with an independent error added to it."""
-        variances = np.array([self.error**2, error**2])
-        curvature = float((variances**2 / np.array([self.degrees, degrees])).sum())
-        total = float(variances.sum())
-        return replace(self, error=math.sqrt(total), degrees=total**2 / curvature if curvature else math.inf)
-
-    def bound(self, level: float) -> float:
-        """What the difference over all queries exceeds with probability `level` at most."""
-        if self.error == 0:
-            return self.cautious
-        return self.cautious + float(stats.t.ppf(1 - level, self.degrees)) * self.error
 
 
 @dataclass(frozen=True)
@@ -116,73 +79,31 @@ class Verdict:
     """Why a trial is stopped.
 
     Attributes:
-        rival: number of the trial that it cannot beat.
-        estimate: the trial's value as it can be forecast: the rival's, and the mean paired difference.
+        rival: number of the trial that it cannot beat, the best.
+        estimate: the forecast of the trial's value.
     """
 
     rival: int
     estimate: float
 
 
-def difference(
-    differences: Sequence[NDArray[np.floating[Any]]], sizes: Sequence[int], shares: Sequence[float]
-) -> Difference | None:
-    """The forecast from paired differences, or None while too little is known.
+@dataclass(frozen=True)
+class Forecast:
+    """How a trial's value will differ from the best rival's.
 
-    Args:
-        differences: trial minus rival per collection, of the n queries scored so far.
-        sizes: queries of each collection, N.
-        shares: share of each collection in the value; they need not add up to 1.
+    Attributes:
+        difference: the trial's value minus the rival's.
+        error: standard error of it.
+        degrees: of freedom of the error.
     """
-    if sum(map(len, differences)) < LEAST_QUERIES or sum(map(np.count_nonzero, differences)) < LEAST_DIFFERENT:
-        return None
-    total = math.fsum(shares)
-    mean = cautious = variance = curvature = 0.0
-    for d, size, share in zip(differences, sizes, shares, strict=True):
-        n, weight = len(d), share / total
-        if n < min(2, size):
-            return None
-        mean += weight * float(d.mean())
-        if n == size:
-            cautious += weight * float(d.mean())
-            continue
-        sample = np.append(d, np.abs(d).max())
-        cautious += weight * float(sample.mean())
-        part = weight**2 * float(sample.var(ddof=1)) * (1 - n / size) / len(sample)
-        variance += part
-        curvature += part**2 / n
-    degrees = variance**2 / curvature if curvature else math.inf
-    return Difference(mean, cautious, math.sqrt(variance), degrees)
 
+    difference: float
+    error: float
+    degrees: int
 
-def drift(
-    looks: Sequence[NDArray[np.float32]], final: Sequence[NDArray[np.float64]], shares: Sequence[float]
-) -> NDArray[np.float64]:
-    """What a trial's running mean moves by until the end for the queries looked at, float64 [L - 1].
-
-    Args:
-        looks: per collection, see `Rival`.
-        final: per collection the scores of all queries, float64 [Q].
-        shares: share of each collection in the value.
-    """
-    # Equal scores are to be equal: looks are kept in fp32.
-    moved = [
-        np.nanmean(f.astype(np.float32) - table.astype(np.float64), axis=1)
-        for table, f in zip(looks, final, strict=True)
-    ]
-    return np.average(moved, axis=0, weights=list(shares))
-
-
-def as_rival(
-    number: int,
-    value: float,
-    looks: tuple[NDArray[np.float32], ...],
-    own: NDArray[np.float64],
-    others: Sequence[NDArray[np.float64]],
-) -> Rival:
-    """A complete trial as a rival, with its own `drift` and that of the other complete trials."""
-    apart = np.array([theirs - own for theirs in others]).reshape(-1, len(own))
-    return Rival(number, value, looks, np.sqrt((apart**2).sum(axis=0) / max(1, len(apart))), len(apart))
+    def bound(self, level: float) -> float:
+        """What the difference exceeds with probability `level`, about."""
+        return self.difference + float(stats.t.ppf(1 - level, self.degrees)) * self.error
 
 
 def judge(
@@ -193,24 +114,95 @@ def judge(
     shares: Sequence[float],
     settings: RacingSettings,
 ) -> Verdict | None:
-    """Whether a trial is stopped after a look.
+    """Whether a trial is stopped after a look; None when it goes on.
 
     Args:
         scores: per collection of the trial, fp32 [Q]; NaN for queries not looked at.
         rivals: best first.
         look: number of the look, from 0; the last decides nothing.
-        shares: share of each collection in the value.
+        shares: share of each collection in the value; they need not add up to 1.
         settings: the error that is allowed.
-
-    Returns:
-        None when the trial goes on, else the first rival that it cannot beat. It has to beat all of them to win.
     """
-    level = settings.alpha / ((len(settings.looks.shares) - 1) * max(1, settings.rivals))
-    for rival in rivals:
-        paired = [mine.astype(np.float64) - theirs[look] for mine, theirs in zip(scores, rival.looks, strict=True)]
-        found = difference([d[~np.isnan(d)] for d in paired], [len(d) for d in paired], shares)
-        if found is None or not rival.others:
-            continue
-        if found.plus(float(rival.drift[look]), rival.others).bound(level) < 0:
-            return Verdict(rival.number, rival.value + found.mean)
-    return None
+    level = settings.alpha / (len(settings.looks.shares) - 1)
+    found = forecast(scores, [[table[look] for table in r.looks] for r in rivals], [r.value for r in rivals], shares)
+    if found is None or found.bound(level) >= 0:
+        return None
+    return Verdict(rivals[0].number, rivals[0].value + found.difference)
+
+
+def forecast(
+    scores: Sequence[NDArray[np.float32]],
+    rivals: Sequence[Sequence[NDArray[np.float32]]],
+    values: Sequence[float],
+    shares: Sequence[float],
+) -> Forecast | None:
+    """The forecast after a look, or None while too little is known.
+
+    Args:
+        scores: per collection of the trial, fp32 [Q]; NaN for queries not looked at.
+        rivals: the same of R rivals, best first.
+        values: values of the rivals.
+        shares: share of each collection in the value.
+    """
+    sample = _Sample(scores, shares)
+    if len(values) < LEAST_RIVALS or sample.n < LEAST_QUERIES or not sample.has_spread:
+        return None
+    rows_RQ = np.stack([sample.take(rival) for rival in rivals])
+    values_R = np.array(values)
+    difference, residuals, freedom = _regress(sample.take(scores), rows_RQ, values_R, sample.weights)
+    misses = []
+    for left_out in range(len(values)):
+        others = np.arange(len(values)) != left_out
+        guess, _, _ = _regress(rows_RQ[left_out], rows_RQ[others], values_R[others], sample.weights)
+        misses.append(guess - (values_R[left_out] - values_R[others][0]))
+    seen = math.sqrt(float(np.mean(np.square(misses))))
+    return Forecast(difference, max(seen, sample.error(residuals, freedom)), len(values))
+
+
+class _Sample:
+    """The queries looked at, of all collections side by side; `weights` are their parts in the running mean."""
+
+    def __init__(self, scores: Sequence[NDArray[np.float32]], shares: Sequence[float]) -> None:
+        self._looked = [np.flatnonzero(~np.isnan(s)) for s in scores]
+        self._sizes = [len(s) for s in scores]
+        self._shares = [share / math.fsum(shares) for share in shares]
+        self.n = sum(map(len, self._looked))
+        # One query shows no spread, unless it is all there is.
+        self.has_spread = all(len(q) >= min(2, size) for q, size in zip(self._looked, self._sizes, strict=True))
+        self.weights = np.concatenate(
+            [np.full(len(q), share / max(1, len(q))) for q, share in zip(self._looked, self._shares, strict=True)]
+        )
+
+    def take(self, scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Scores of the queries looked at, float64 [n]."""
+        return np.concatenate([s[q] for s, q in zip(scores, self._looked, strict=True)]).astype(np.float64)
+
+    def error(self, residuals: NDArray[np.float64], freedom: float) -> float:
+        """Standard error of the mean residual over all queries, by the residuals of those looked at."""
+        parts = np.split(residuals, np.cumsum([len(q) for q in self._looked])[:-1])
+        variance = 0.0
+        for part, size, share in zip(parts, self._sizes, self._shares, strict=True):
+            if len(part) < size:
+                variance += share**2 * float(part.var(ddof=1)) * (1 - len(part) / size) / len(part)
+        return math.sqrt(variance * (self.n - 1) / max(1.0, self.n - 1 - freedom))
+
+
+def _regress(
+    y_Q: NDArray[np.float64],
+    rows_RQ: NDArray[np.float64],
+    values_R: NDArray[np.float64],
+    weights_Q: NDArray[np.float64],
+) -> tuple[float, NDArray[np.float64], float]:
+    """Forecast minus the best (first) rival's value, residuals [Q], and the degrees of freedom that the fit took."""
+    y_Q = y_Q - rows_RQ[0]
+    x_QR = (rows_RQ[1:] - rows_RQ[0]).T
+    centred = x_QR - weights_Q @ x_QR
+    gram = centred.T @ (weights_Q[:, None] * centred)
+    penalty = RIDGE * float(np.trace(gram)) / max(1, len(gram))
+    if penalty == 0:  # there is one rival, or they all score the same
+        return float(weights_Q @ y_Q), y_Q, 0.0
+    inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
+    b_R = inverse @ (centred.T @ (weights_Q * (y_Q - weights_Q @ y_Q)))
+    residuals = y_Q - x_QR @ b_R
+    difference = float((values_R[1:] - values_R[0]) @ b_R + weights_Q @ residuals)
+    return difference, residuals, float(np.trace(inverse @ gram))

@@ -5,7 +5,9 @@
 
 Every collection of the study file is a study of its own, and all together another. A study has the anchors first, then
 merges of the pool: at random, or (`near`) half of them the nearest to the best so far that was not evaluated, as a
-search that learns would. The same seeds go with and without racing; looks, stop rule and estimates are the library's.
+search that learns would. Sources alone may be the best there is, so `rising` leaves the anchors out and takes random
+merges roughly from the worst to the best: the first five are never stopped, and many of the others win for a while.
+The same seeds go with and without racing; looks, stop rule and estimates are the library's.
 With `--interpolated 200` that many more merges are made of few: their embeddings are kriged from those that were
 evaluated (ordinary kriging over the shares of the sources), which is a study of the stop rule and not of real merges.
 
@@ -37,7 +39,7 @@ from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.pipeline import PreparedCollection, WeightedCollection
 from mergesearch.evaluation.raced import RacedEvaluator
-from mergesearch.evaluation.racing import RacingSettings, as_rival, drift, judge
+from mergesearch.evaluation.racing import RacingSettings, Rival, judge
 from mergesearch.evaluation.tokens import TokenPlan
 from mergesearch.resolving import load_study
 from mergesearch.study import Study as LoadedStudy
@@ -146,33 +148,32 @@ def simulate(
     *,
     seed: int,
     trials: int,
-    near: bool,
+    mode: str,
     racing: RacingSettings | None,
 ) -> Study:
     """One study over the pool; `racing` None evaluates every trial whole."""
     random = np.random.default_rng(seed)
-    order = [*range(anchors), *(anchors + random.permutation(len(points) - anchors))]
-    exploits = random.random(trials) < 0.5
     values = np.mean([p.values for p in parts], axis=0)
+    merges = anchors + random.permutation(len(points) - anchors)
+    order = [*range(anchors), *merges]
+    if mode == "rising":
+        drawn = merges[: trials * 3 // 2]
+        order = [*drawn[np.argsort(values[drawn] + random.normal(0, values[drawn].std(), len(drawn)))]]
+    exploits = (random.random(trials) < 0.5) & (mode == "near")
     tokens = [sum(p.tokens[k] for p in parts) for k in range(len(parts[0].tokens))]
     shares = [1.0] * len(parts)
-    moved = [drift([p.looks[m] for p in parts], [p.final[m] for p in parts], shares) for m in range(len(points))]
     study, complete, learned = Study(), [], {}
     for number in range(trials):
         left = [m for m in order if m not in learned]
         merge = left[0]
-        if near and number >= anchors + 5 and exploits[number]:
+        if number >= anchors + 5 and exploits[number]:
             best = max(learned, key=lambda m: learned[m])
             merge = min(left, key=lambda m: float(np.square(points[m] - points[best]).sum()))
         incumbent = max((values[m] for m in complete), default=-np.inf)
         stopped_at = None
         if racing is not None and number >= anchors:
-            rivals = [
-                as_rival(
-                    m, values[m], tuple(p.looks[m] for p in parts), moved[m], [moved[o] for o in complete if o != m]
-                )
-                for m in sorted(complete, key=lambda m: -values[m])[: racing.rivals]
-            ]
+            ranked = sorted(complete, key=lambda m: -values[m])[: racing.rivals]
+            rivals = [Rival(m, values[m], tuple(p.looks[m] for p in parts)) for m in ranked]
             for k in range(len(tokens) - 1):
                 mine = [p.looks[merge][k] for p in parts]
                 verdict = judge(mine, rivals, k, shares=shares, settings=racing)
@@ -219,10 +220,10 @@ def report(name: str, parts: list[Scores], points: NDArray[np.float64], anchors:
     )
     racing = RacingSettings(LookSettings((*args.looks, 1.0)), alpha=args.alpha, rivals=args.rivals)
     trials = min(args.trials, len(points))
-    for near in (False, True):
+    for mode in ("random", "near", "rising"):
         found = []
         for seed in range(args.seeds):
-            how = {"seed": seed, "trials": trials, "near": near}
+            how = {"seed": seed, "trials": trials, "mode": mode}
             raced = simulate(parts, points, anchors, racing=racing, **how)
             plain = simulate(parts, points, anchors, racing=None, **how)
             found.append((raced, plain))
@@ -230,7 +231,7 @@ def report(name: str, parts: list[Scores], points: NDArray[np.float64], anchors:
         better, wrong = sum(r.better for r, _ in found), sum(r.wrong for r, _ in found)
         loss = [p.winner - r.winner for r, p in found]
         print(
-            f"  {'near' if near else 'random':<7} saved {1 - sum(r.tokens for r, _ in found) / whole:6.1%}  "
+            f"  {mode:<7} saved {1 - sum(r.tokens for r, _ in found) / whole:6.1%}  "
             f"most {1 - sum(r.least for r, _ in found) / whole:6.1%}  "
             f"stopped {sum(r.stopped for r, _ in found) / len(found) / trials:6.1%}  wrong {wrong}/{better}  "
             f"winner {sum(x <= 0.001 for x in loss)}/{len(loss)}, loses {max(0.0, max(loss)):.4f} at most",

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import ray
 
-from mergesearch.evaluation.racing import as_rival, drift
+from mergesearch.evaluation.racing import Rival
 from mergesearch.planning import memory_plan
 from mergesearch.resolving import load_study
 from mergesearch.storage.store import StudyStore
@@ -94,9 +94,9 @@ def test_local_and_ray_workers_stop_the_same_trials_at_the_same_look(tiny: TinyS
         assert best.result is not None
         (scores,) = best.result.collections
         assert scores.looks is not None
-        own = drift([scores.looks], [scores.scores], [1.0])
-        rival = as_rival(0, best.result.value, (scores.looks + np.float32(0.05),), own, [own, own])
-        tasks = [Task(i, recipe, rivals=(rival,)) for i, recipe in enumerate(recipes[1:], 1)]
+        noise = np.random.default_rng(0).normal(0.1, 0.01, (5, *scores.looks.shape)).astype(np.float32)
+        rivals = tuple(Rival(i, best.result.value, (scores.looks + apart,)) for i, apart in enumerate(noise))
+        tasks = [Task(i, recipe, rivals=rivals) for i, recipe in enumerate(recipes[1:], 1)]
         here = outcomes(local, tasks)
     started = not ray.is_initialized()
     try:

@@ -164,15 +164,18 @@ def _part(collection: Collection, queries: list[int], documents: list[int]) -> C
     return collection._with_queries([collection.query_ids[i] for i in queries]).with_documents(kept)
 
 
-def rival(evaluator: RacedEvaluator, shift: float, value: float = 0.9) -> Rival:
-    """One that scored `shift` more on every query, and a little else."""
+def rivals(evaluator: RacedEvaluator, shift: float, value: float = 0.9) -> list[Rival]:
+    """Six that scored `shift` more on every query, and a little else."""
     own = evaluator.evaluate().collections
     rng = np.random.default_rng(0)
-    looks: list[NDArray[np.float32]] = []
-    for scores in own:
-        assert scores.looks is not None
-        looks.append((scores.looks + shift + rng.normal(0, 0.01, scores.looks.shape)).astype(np.float32))
-    return Rival(7, value, tuple(looks), np.zeros(3), 5)
+    found = []
+    for number in range(7, 13):
+        looks: list[NDArray[np.float32]] = []
+        for scores in own:
+            assert scores.looks is not None
+            looks.append((scores.looks + shift + rng.normal(0, 0.01, scores.looks.shape)).astype(np.float32))
+        found.append(Rival(number, value, tuple(looks)))
+    return found
 
 
 def test_a_trial_that_cannot_win_is_stopped_and_its_documents_are_not_encoded(encoder: Encoder) -> None:
@@ -180,7 +183,7 @@ def test_a_trial_that_cannot_win_is_stopped_and_its_documents_are_not_encoded(en
     raced = RacedEvaluator(encoder, weighted, racing=RacingSettings())
     whole = raced.evaluate()
     batches: list[int] = []
-    stopped = raced.evaluate(lambda done, _: batches.append(done), rivals=[rival(raced, 0.2)])
+    stopped = raced.evaluate(lambda done, _: batches.append(done), rivals=rivals(raced, 0.2))
     assert stopped.stopped
     assert stopped.stopped_by == 7
     assert stopped.estimate == pytest.approx(0.9 - 0.2, abs=0.01)
@@ -199,7 +202,6 @@ def test_a_trial_that_may_win_goes_on(encoder: Encoder) -> None:
     raced = RacedEvaluator(encoder, [WeightedCollection(made(0, 60))], racing=RacingSettings())
     whole = raced.evaluate()
     for shift in (0.0, -0.2):
-        result = raced.evaluate(rivals=[rival(raced, shift)])
+        result = raced.evaluate(rivals=rivals(raced, shift))
         assert not result.stopped
         assert np.array_equal(result.collections[0].scores, whole.collections[0].scores)
-    assert raced.evaluate(rivals=[rival(raced, -0.2), rival(raced, 0.2)]).stopped  # it has to beat all of them

@@ -78,7 +78,7 @@ class Asked(ScriptedPool):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_anchors_are_never_raced_and_the_best_complete_trials_are_the_rivals(bench: Bench, workers: int) -> None:
-    bench = bench.with_search(strategy="random", trials=12, racing={"rivals": 2})
+    bench = bench.with_search(strategy="random", trials=12, racing={"rivals": 4})
     pool, diary = Asked(workers), Diary()
     summary = bench.drive(pool, diary)
     check_ended(bench, pool)
@@ -104,7 +104,7 @@ def test_anchors_are_never_raced_and_the_best_complete_trials_are_the_rivals(ben
     if workers == 1:
         for number in range(3, 12):
             before = {n: v for n, v in complete.items() if n < number}
-            best = sorted(before, key=lambda n: -(before[n] or 0))[:2]
+            best = sorted(before, key=lambda n: -(before[n] or 0))[:4]
             assert pool.rivals[number] == tuple(best)
 
 
@@ -116,15 +116,14 @@ def test_rivals_come_with_what_they_scored_in_each_look(bench: Bench) -> None:
         return raced(task, attempt)
 
     bench.drive(ScriptedPool(script=script))
-    (rival,) = seen[3].rivals
+    rival, *others = seen[3].rivals
+    assert len(others) == 2
     with bench.store() as store:
         result = store.result(rival.number)
     assert result is not None
     assert rival.value == result.value == max(bench.table()[n][3] for n in range(3))
     expected = result.collections[0].scores.astype(np.float32)
     np.testing.assert_array_equal(rival.looks[0], [[*expected[:2], np.nan]])
-    assert rival.others == 2  # the other anchors
-    np.testing.assert_allclose(rival.drift, 0)  # the toy's scores are the same in every look
 
 
 def test_a_study_that_is_not_raced_sends_no_rivals(bench: Bench) -> None:
@@ -192,7 +191,7 @@ def test_a_resumed_study_races_with_what_is_recorded_and_adopted_trials_too(benc
     pool = Asked()
     bench.with_search(strategy="random", trials=9, racing={}).drive(pool)
     check_ended(bench, pool)
-    assert len(pool.rivals[5]) == 1
+    assert pool.rivals[5]
     assert pool.rivals[6] == ()
 
 
@@ -208,7 +207,7 @@ def test_workers_that_die_change_nothing(bench: Bench) -> None:
 
 def test_looks_are_relevant_to_scores_and_the_error_that_is_allowed_is_not(bench: Bench) -> None:
     bench.drive(ScriptedPool(script=raced))
-    bench.with_search(strategy="random", trials=12, racing={"alpha": 0.05, "rivals": 3}).drive(ScriptedPool())
+    bench.with_search(strategy="random", trials=12, racing={"alpha": 0.05, "rivals": 5}).drive(ScriptedPool())
     for racing in (None, {"looks": 3}, {"looks": [0.2, 0.6]}):
         with pytest.raises(ResumeError, match="looks"):
             bench.with_search(strategy="random", trials=12, racing=racing).drive(ScriptedPool())
@@ -228,10 +227,10 @@ def test_what_racing_says_in_a_study_file(tiny: TinyStudy, tmp_path: Path) -> No
     assert study(False).racing is None
     on = study(True).racing
     assert on is not None
-    assert (on.looks.shares, on.alpha, on.rivals, on.looks.seed) == ((0.25, 0.5, 0.75, 1.0), 0.01, 1, 3)
-    other = study({"looks": [0.1, 0.5], "alpha": 0.05, "rivals": 2, "hits": 3}).racing
+    assert (on.looks.shares, on.alpha, on.rivals, on.looks.seed) == ((0.25, 0.5, 0.75, 1.0), 0.01, 20, 3)
+    other = study({"looks": [0.1, 0.5], "alpha": 0.05, "rivals": 7, "hits": 3}).racing
     assert other is not None
-    assert (other.looks.shares, other.alpha, other.rivals, other.looks.hits) == ((0.1, 0.5, 1.0), 0.05, 2, 3)
+    assert (other.looks.shares, other.alpha, other.rivals, other.looks.hits) == ((0.1, 0.5, 1.0), 0.05, 7, 3)
     assert RacingEntry(looks=2).shares == (0.5, 1.0)
     for wrong in (
         {"looks": 1},
