@@ -111,7 +111,8 @@ class Summary:
         ]
         done = ", ".join(f"{n} {what}" for n, what in counts if n) or "nothing to do"
         adopted = f", {self.adopted} of them begun by an earlier process" if self.adopted else ""
-        return f"{self.reason}: {done}{adopted}, {self.seconds:.0f} s"
+        extra = f", {self.extra_tokens:,} tokens encoded again for predictions" if self.extra_tokens else ""
+        return f"{self.reason}: {done}{adopted}{extra}, {self.seconds:.0f} s"
 
 
 @dataclass

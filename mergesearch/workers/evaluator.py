@@ -252,7 +252,7 @@ def attempt(
     except MergesearchError as error:
         return Outcome(task, worker, failure=str(error))
     except Exception as error:
-        logger.exception("trial %d failed", task.number)
+        logger.exception("%s failed", task)
         return Outcome(task, worker, failure=f"{type(error).__name__}: {error}")
 
 

@@ -32,6 +32,9 @@ class Task:
     recipe: MergeRecipe
     rivals: tuple[Rival, ...] = ()
 
+    def __str__(self) -> str:
+        return f"trial {self.number}"
+
 
 @dataclass(frozen=True)
 class EvaluatedMerge:
@@ -63,6 +66,9 @@ class ScreeningTask:
     screening: Screening
     merges: Mapping[str, EvaluatedMerge]
     outside: Mapping[str, NDArray[np.float64]]
+
+    def __str__(self) -> str:
+        return f"a prediction from {len(self.merges)} merges"
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class RayPool(WorkerPool):
         except RayTaskError as error:  # what travels could not be read; the worker itself is well
             return Outcome(task, name, failure=_evidence(error))
         except RayError as error:  # not only RayActorError: Ray also ends workers when memory runs out
-            logger.warning("worker %s died during trial %d", name, task.number)
+            logger.warning("worker %s died during %s", name, task)
             evidence = f"{name} died: {_evidence(error)}"
             self._rebuild(name)
             return Outcome(task, name, failure=evidence, worker_died=True)

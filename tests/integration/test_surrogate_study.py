@@ -115,6 +115,9 @@ def test_embeddings_that_are_lost_are_encoded_again(
         path.unlink()
     paths[1].mkdir()  # there, and cannot be read
     own.change("search", "trials", to=9)
+    done = mergesearch("run", own.file)
+    assert done.code == 0, done.err
+    assert "tokens encoded again for predictions" in done.out
     table, _ = run(own)
     assert table == whole[0]
     with open_store(load_study(own.file)) as store:
