@@ -358,6 +358,7 @@ class Study:
         chosen = STRATEGIES[entry.name]
         strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
         strategy.metric = self.parsed.content.evaluation.metric
+        strategy.workers = self.parsed.content.workers.count
         return strategy
 
     def score_relevant(self) -> dict[str, Any]:

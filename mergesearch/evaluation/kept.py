@@ -120,6 +120,6 @@ class Keeper:
 
 
 def _halved(embeddings: Tensor) -> Tensor:
-    embeddings = embeddings.float().cpu()
     fits = not embeddings.numel() or float(embeddings.abs().max()) < LARGEST_HALF
-    return embeddings.half() if fits else embeddings.clone()
+    kept = embeddings.half() if fits else embeddings.float().clone()
+    return kept.cpu()

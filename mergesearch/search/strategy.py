@@ -86,6 +86,8 @@ class Strategy(ABC):
     `screener` before it is asked for a proposal."""
     screener: Screener | None = None
     """Works out on a worker what the strategy predicts from; it blocks, and has one answer for equal questions."""
+    workers: int = 1
+    """How many trials may be in flight, for strategies that propose several at a time."""
     metric: str = "ndcg@10"
     """What trials are scored by, for strategies that predict it."""
     Options: ClassVar[type[StrategyOptions]]

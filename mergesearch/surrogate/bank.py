@@ -6,7 +6,7 @@ documents: computed once per pair, they serve every candidate, whatever the dime
 things keep that small:
 
 * Merges are written as their mean and the principal directions of their differences, as many as it takes to lose
-  no more than storing the embeddings in 16 bits has lost.
+  no more than storing the embeddings in 16 bits has lost, and at most `MOST_DIRECTIONS`.
 * Only documents that some evaluated merge ranks high for a query are ranked for it.
 * A query's own length is the same for all documents and never computed.
 
@@ -36,6 +36,9 @@ SHORTLIST = 50
 """Documents that every evaluated merge puts on a query's shortlist; at least twice the metric's depth."""
 LOST_ENERGY = 1e-7
 """Share of the squared length of all embeddings that the basis may lose; rounding to float16 loses up to 8e-8."""
+MOST_DIRECTIONS = 24
+"""Principal directions that are kept at most: the cost of a candidate grows with their square, and with many evaluated
+merges the last of them hold next to nothing."""
 _BLOCK_ELEMENTS = 1 << 25
 """Largest intermediate of fp32: 128 MB."""
 _KEPT_ELEMENTS = 1 << 26
@@ -122,6 +125,7 @@ class EmbeddingBank:
         collections: at least one, all with n merges.
         shortlist: see `SHORTLIST`; the size of the corpus makes results those of the plain computation.
         lost_energy: see `LOST_ENERGY`; 0 keeps a basis of everything.
+        most_directions: see `MOST_DIRECTIONS`.
 
     Raises:
         EvaluationError: there is no collection, a collection holds another number of merges, or embeddings are
@@ -135,6 +139,7 @@ class EmbeddingBank:
         *,
         shortlist: int = SHORTLIST,
         lost_energy: float = LOST_ENERGY,
+        most_directions: int = MOST_DIRECTIONS,
     ) -> None:
         self.keys = tuple(keys)
         self.collections = tuple(collections)
@@ -149,7 +154,7 @@ class EmbeddingBank:
             raise EvaluationError("embeddings of evaluated merges hold NaN or infinite values.")
         values, vectors = np.linalg.eigh(self._gram)
         lost = np.cumsum(np.maximum(values, 0.0)) <= lost_energy * energy  # ascending
-        self._directions: Array = vectors[:, ~lost][:, ::-1]
+        self._directions: Array = vectors[:, ~lost][:, ::-1][:, :most_directions]
 
     @property
     def sizes(self) -> tuple[int, ...]:

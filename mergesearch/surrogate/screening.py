@@ -35,6 +35,7 @@ class Screening:
         keys: what the n evaluated merges are called: the bank's keys.
         points: their coordinates, n of D.
         pending: points that others are evaluating; nothing is learnt from them but that they will be known.
+        taken: further points that are not to be picked.
         references: keys of unmerged sources, which the objective measures gains against; they may lie outside of the
             space and so not be among `keys`.
         allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
@@ -55,6 +56,7 @@ class Screening:
     keys: tuple[str, ...]
     points: tuple[Point, ...]
     pending: tuple[Point, ...] = ()
+    taken: tuple[Point, ...] = ()
     references: tuple[str, ...] = ()
     allowed: tuple[tuple[float, ...] | None, ...] = ()
     metric: str = "ndcg@10"
@@ -179,7 +181,7 @@ class _Screen:
 
     def _add(self, candidates: Array) -> None:
         """Score those candidates that are new."""
-        taken = np.concatenate([self.known, self.candidates])
+        taken = np.concatenate([self.known, as_points(self.request.taken, self.dimensions), self.candidates])
         fresh = self.space.fresh(candidates, taken)
         self.candidates = np.concatenate([self.candidates, fresh])
         self.scores_CQ = np.concatenate([self.scores_CQ, self._predict(fresh)])

@@ -300,7 +300,7 @@ def layers(setting: Setting) -> str:
     rows: list[list[object]] = []
     for collection, seconds in [("cosqa", THREE[:2]), ("cosqa", [*THREE, "medquad-mlm"])]:
         key = f"layers-{collection}-{len(seconds)}"
-        merge = vectors({"segments": "per_layer"})
+        merge = vectors({"per_layer": True})
         for name, budget in (("embedding_surrogate", 40), ("tpe", 40), ("random", 40)):
             search = {"strategy": STRATEGIES[name], "trials": budget}
             course = run(setting, setting.study(key, collection, merge, seconds, search, 0), key)

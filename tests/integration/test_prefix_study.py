@@ -38,7 +38,7 @@ class Interrupting(Listener):
     def finished(self, *_: Any, **__: Any) -> None:
         self.left -= 1
         if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
 
 def run(study: Study, url: str, listener: Listener | None = None) -> tuple[Summary, list[FrozenTrial]]:

@@ -71,7 +71,7 @@ def test_trials_that_another_program_added_are_known_and_not_learned_from() -> N
     open_strategy(asked).propose([*trials, foreign], 6)
     (question,) = asked.questions
     assert question.keys == ("0", "1", "2", "3", "4")
-    assert question.pending == ((0.2, 0.7),)
+    assert question.taken == ((0.2, 0.7),)
 
 
 def test_sources_outside_of_the_space_are_references() -> None:

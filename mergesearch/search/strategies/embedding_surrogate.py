@@ -31,6 +31,8 @@ from mergesearch.surrogate.screening import Screening
 
 MOST_EVALUATED = 64
 """Merges that a prediction is made from."""
+MOST_OF_OTHERS = 16
+"""Of them, merges that another strategy proposed."""
 MOST_REPLACEMENTS = 64
 """Further first points while every trial so far came to nothing."""
 LEAST_GAIN = 0.1
@@ -56,8 +58,8 @@ class EmbeddingSurrogateOptions(StrategyOptions):
     """Merges predicted at a time."""
     kernel: Literal["gaussian", "matern52"] = "gaussian"
     """Correlation of what a linear trend leaves over."""
-    batch: int = Field(1, ge=1)
-    """Merges picked from one prediction; as many as there are workers keeps all of them busy."""
+    batch: int | None = Field(None, ge=1)
+    """Merges picked from one prediction; by default one for every worker."""
     patience: int = Field(2, ge=1)
     """The search ends when so many predictions in a row promise no more than the noise."""
     retries: int = Field(1, ge=0)
@@ -174,14 +176,17 @@ class EmbeddingSurrogate(Strategy):
         evaluated, after = self._evaluated(history), self._after(history)
         known = {self.space.find(t.params) for t in evaluated}
         # Picks of this very screening are in flight when a fresh process repeats it.
-        before = [t for t in history if t.state not in IN_FLIGHT or proposal_attrs(t).get("after") != after]
-        closed = Ledger(self.space, before).closed(self.options.retries)
-        pending = [self._position(self._by_name(point)) for point in sorted(closed - known)]
+        ledger = Ledger(
+            self.space, [t for t in history if t.state not in IN_FLIGHT or proposal_attrs(t).get("after") != after]
+        )
+        closed = sorted(ledger.closed(self.options.retries) - known)
+        flying = {point for point in closed if ledger.at(point).in_flight}
         options = self.options
         return Screening(
             keys=tuple(str(t.number) for t in evaluated),
             points=tuple(self._position(t.params) for t in evaluated),
-            pending=tuple(pending),
+            pending=tuple(self._position(self._by_name(point)) for point in closed if point in flying),
+            taken=tuple(self._position(self._by_name(point)) for point in closed if point not in flying),
             references=tuple(str(t.number) for t in history if SOURCE_ATTR in t.user_attrs and _scored(t)),
             allowed=tuple(self._allowed(d) for d in self.space.free),
             metric=self.metric,
@@ -189,21 +194,23 @@ class EmbeddingSurrogate(Strategy):
             exploration=options.exploration,
             n_candidates=options.candidates,
             kernel=options.kernel,
-            n_picks=options.batch,
+            n_picks=options.batch or self.workers,
             seed=derive_seed(self.seed, self.name, after),
         )
 
     def _evaluated(self, history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Whole trials of the space, one per point, in number order: the best of them where they are too many."""
+        """Whole trials of the space, one per point, in number order: the best of them where they are too many.
+
+        Of trials that another strategy proposed fewer are taken: their embeddings are to be encoded again.
+        """
         once: dict[Point, FrozenTrial] = {}
         for trial in history:
             point = self.space.find(trial.params)
             if point is not None and _scored(trial):
                 once.setdefault(point, trial)
-        if len(once) <= MOST_EVALUATED:
-            return list(once.values())
-        kept = sorted(once.values(), key=lambda t: (SOURCE_ATTR not in t.user_attrs, -(t.value or 0.0), t.number))
-        return sorted(kept[:MOST_EVALUATED], key=lambda t: t.number)
+        others = [t for t in once.values() if proposal_attrs(t).get("strategy", self.name) != self.name]
+        own = [t for t in once.values() if t not in others]
+        return sorted(_best(own, MOST_EVALUATED) + _best(others, MOST_OF_OTHERS), key=lambda t: t.number)
 
     def _after(self, history: Sequence[FrozenTrial]) -> str:
         """A name for what is known: the trials of the space that have ended."""
@@ -263,6 +270,11 @@ class EmbeddingSurrogate(Strategy):
 def _scored(trial: FrozenTrial) -> bool:
     """Whether its scores per query are known: what another program added or ended has none."""
     return trial.state == TrialState.COMPLETE and trial.value is not None and QUERIES_ATTR in trial.user_attrs
+
+
+def _best(trials: list[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """The sources alone and the highest of the others."""
+    return sorted(trials, key=lambda t: (SOURCE_ATTR not in t.user_attrs, -(t.value or 0.0), t.number))[:most]
 
 
 def _position(dimension: Dimension, value: float) -> float:
