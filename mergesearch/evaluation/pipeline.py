@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -159,28 +160,34 @@ class RetrievalEvaluator:
         Raises:
             EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
         """
-        self.encoder.notes.clear()
-        self.encoder.layer_tokens = 0
-        clock = Clock(self.encoder.device)
-        done = 0
-
-        def on_batch() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, self.n_batches)
-
+        clock, on_batch = self._begin(progress)
         scores = tuple(self._score(i, clock, on_batch, keep_runs, keeper) for i in range(len(self.collections)))
-        notes = tuple(
-            note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
+        return TrialResult(
+            scores, clock.seconds, self.n_tokens, notes=self._notes(), layer_tokens=self.encoder.layer_tokens
         )
-        return TrialResult(scores, clock.seconds, self.n_tokens, notes=notes, layer_tokens=self.encoder.layer_tokens)
 
     def embed(self, i: int, rows: NDArray[np.int64]) -> Tensor:
         """Embeddings of some documents of collection `i`, by corpus position, as they are compared, fp32 [N, E]."""
         prepared = self.collections[i]
         plan = prepared.documents.subset(np.searchsorted(prepared.document_rows, rows), self._batch_tokens)
         return self._comparable(self.encoder.encode(plan))
+
+    def _begin(self, progress: Progress | None) -> tuple[Clock, Callable[[], None]]:
+        """Start a trial's accounts: its clock, and what is to be called after every batch."""
+        self.encoder.notes.clear()
+        self.encoder.layer_tokens = 0
+        done = itertools.count(1)
+
+        def on_batch() -> None:
+            if progress is not None:
+                progress(next(done), self.n_batches)
+
+        return Clock(self.encoder.device), on_batch
+
+    def _notes(self) -> tuple[str, ...]:
+        """What was out of the ordinary in this trial."""
+        counts = Counter(self.encoder.notes).items()
+        return tuple(note if times == 1 else f"{note} ({times} times)" for note, times in counts)
 
     def _score(
         self, i: int, clock: Clock, on_batch: Callable[[], None], keep_runs: bool, keeper: Keeper | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -101,17 +100,7 @@ class RacedEvaluator(RetrievalEvaluator):
         Raises:
             EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
         """
-        self.encoder.notes.clear()
-        self.encoder.layer_tokens = 0
-        clock = Clock(self.encoder.device)
-        done = 0
-
-        def on_batch() -> None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, self.n_batches)
-
+        clock, on_batch = self._begin(progress)
         races = [_Race(self, i, looked, clock, on_batch, keeper) for i, looked in enumerate(self._looked)]
         shares = [looked.whole.source.weight for looked in self._looked]
         looks: list[Look] = []
@@ -126,14 +115,11 @@ class RacedEvaluator(RetrievalEvaluator):
                 verdict = judge(scores, rivals, number, shares=shares, settings=self.racing)
                 if verdict is not None:
                     break
-        notes = tuple(
-            note if times == 1 else f"{note} ({times} times)" for note, times in Counter(self.encoder.notes).items()
-        )
         return TrialResult(
             tuple(race.result(keep_runs=keep_runs, complete=verdict is None) for race in races),
             clock.seconds,
             looks[-1].tokens,
-            notes=notes,
+            notes=self._notes(),
             layer_tokens=self.encoder.layer_tokens,
             looks=tuple(looks),
             stopped=verdict is not None,
