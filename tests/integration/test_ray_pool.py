@@ -27,7 +27,7 @@ from mergesearch.resolving import load_study
 from mergesearch.session import open_store
 from mergesearch.study import Study
 from mergesearch.workers.local_pool import LocalPool
-from mergesearch.workers.pool import Outcome, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 from mergesearch.workers.ray_pool import RayPool
 from tests.commands import PATIENCE_SECONDS, Command
 from tests.controller_toys import Diary
@@ -149,18 +149,18 @@ class DeadlyPool(WorkerPool):
         self.killed: list[psutil.Process] = []
 
     @property
-    def free(self) -> int:
-        return self.pool.free
+    def idle(self) -> tuple[str, ...]:
+        return self.pool.idle
 
-    def submit(self, task: Task) -> str:
+    def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         if not self.victims.get(task.number):
-            return self.pool.submit(task)
+            return self.pool.submit(task, worker)
         self.victims[task.number] -= 1
         workers = {name: psutil.Process(pid) for name, pid in self.pool.pids.items()}
         try:
             for process in workers.values():
                 stop(process)
-            name = self.pool.submit(task)
+            name = self.pool.submit(task, worker)
             self.killed.append(workers.pop(name))
             self.killed[-1].kill()
         finally:

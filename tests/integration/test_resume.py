@@ -110,6 +110,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"name": "random"},
     {"name": "tpe", "n_startup_trials": 4},
     {"name": "gp", "n_startup_trials": 4},
+    {"name": "embedding_surrogate", "candidates": 64, "patience": 50},
     {"name": "cmaes", "population_size": 4},
     {"name": "evolution", "population_size": 4},
     {"name": "grid", "points": 3, "order": "shuffled"},
