@@ -21,6 +21,21 @@ MOST_BYTES = 8 << 30
 """What a folder may hold; beyond it the artifacts that were used least recently go. Buckets have rules of their own."""
 
 
+def check_location(location: str) -> None:
+    """Whether artifacts can be kept there, as far as can be told without writing.
+
+    Raises:
+        StorageError: no folder and no bucket, a library is missing, or the folder cannot be made or written.
+    """
+    if "://" in location:
+        Artifacts(location)
+        return
+    folder = Path(location).expanduser()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise StorageError(f"artifacts cannot be kept in {location}: {there} is no folder that may be written")
+
+
 class Artifacts:
     """Content-addressed bytes at `location`.
 

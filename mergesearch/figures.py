@@ -40,6 +40,6 @@ def landscape(report: ScreeningReport, space: SearchSpace, metric: str) -> go.Fi
         )
     means = np.array(found.means).reshape(len(axes[0]), len(axes[1]))
     return go.Figure(
-        go.Contour(x=axes[1], y=axes[0], z=means.round(4).tolist(), colorbar={"title": metric}),
-        {**layout, "xaxis": {"title": names[1]}, "yaxis": {"title": names[0]}},
+        go.Contour(x=axes[0], y=axes[1], z=means.T.round(4).tolist(), colorbar={"title": metric}),
+        {**layout, "xaxis": {"title": names[0]}, "yaxis": {"title": names[1]}},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mergesearch.artifacts import check_location
 from mergesearch.merging.registry import METHODS
 from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import check_sources, share_tokens
@@ -93,6 +94,9 @@ def resolve(parsed: ParsedStudy) -> Study:
     if not checks.found_at("search", "strategy"):
         with checks.at("search", "strategy"):
             study.strategy()
+    if content.artifacts is not None and study.artifacts is not None:
+        with checks.at("artifacts"):
+            check_location(study.artifacts)
     _check_enqueued(study, checks)
     _check_language_models(study, checks)
     checks.raise_if_any()

@@ -202,9 +202,9 @@ class RacingEntry(_Closed):
     def _ascend(cls, looks: int | list[float]) -> int | list[float]:
         if isinstance(looks, int):
             if not 2 <= looks <= 20:
-                raise ValueError("a number of looks is from 2 to 20")
+                raise ValueError("2 to 20 looks")
         elif not looks or sorted(set(looks)) != looks or looks[0] <= 0 or looks[-1] >= 1 or len(looks) > 19:
-            raise ValueError("up to 19 shares of the queries ascend between 0 and 1, such as `[0.25, 0.5, 0.75]`")
+            raise ValueError("ascending shares of the queries between 0 and 1, 19 at most, such as `[0.25, 0.5, 0.75]`")
         return looks
 
     @property

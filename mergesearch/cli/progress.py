@@ -65,7 +65,7 @@ class StudyProgress(Listener):
         if report.picks:
             pick = report.picks[0]
             self._line(
-                f"predicted  {pick.mean:.4f} ± {pick.sd:.4f}, the best of {report.n_screened:,} merges "
+                f"predicted  {pick.mean:.4f} ± {pick.sd:.4f}, the most promising of {report.n_screened:,} merges "
                 f"(luck of the best: {report.optimism:.4f})",
                 step=False,
             )

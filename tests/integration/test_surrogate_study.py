@@ -210,3 +210,10 @@ def test_kept_rows_of_a_large_corpus_are_filled_in(own: TinyStudy, monkeypatch: 
     np.testing.assert_allclose([r.picks[0].mean for r in some], [r.picks[0].mean for r in everything], atol=0.02)
     sizes = [path.stat().st_size for path in (other.folder / "some").iterdir()]
     assert max(sizes) < min(path.stat().st_size for path in (own.folder / "all").iterdir())
+
+
+def test_a_place_that_keeps_no_artifacts_is_refused_with_its_line(own: TinyStudy) -> None:
+    refused = mergesearch("validate", own.change("artifacts", to="ftp://host/somewhere").file)
+    assert refused.code == 2
+    assert own.line_of("ftp://host") in refused.err
+    assert "s3://BUCKET" in refused.err

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergesearch.artifacts import Artifacts
+from mergesearch.artifacts import Artifacts, check_location
 from mergesearch.errors import StorageError
 
 
@@ -85,6 +85,13 @@ def test_locations_that_cannot_be_used_are_refused(tmp_path: Path, location: str
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with pytest.raises(StorageError, match=message):
         Artifacts(location.format(tmp=tmp_path))
+    with pytest.raises(StorageError, match=message):
+        check_location(location.format(tmp=tmp_path))
+
+
+def test_looking_at_a_location_writes_nothing(tmp_path: Path) -> None:
+    check_location(str(tmp_path / "new" / "folder"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

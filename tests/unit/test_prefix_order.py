@@ -220,7 +220,7 @@ def test_as_many_whole_prefixes_are_kept_as_fit(
 
 
 def test_the_study_file_decides(tiny: TinyStudy, tmp_path: Path) -> None:
-    copied = copy_study(tiny, tmp_path).change("search", "strategy", to="grid")
+    copied = copy_study(tiny, tmp_path).change("search", to={"strategy": "grid"})
     auto = load_study(copied.file)
     assert auto.evaluator_spec().prefix == PrefixSpec((2,), 1, 32 * 4)
     assert auto.unmerged_spec().prefix == PrefixSpec()

@@ -82,7 +82,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_lines() -> None:
     assert [line.partition(": ")[0] for line in found] == ["mine.yaml:1", "mine.yaml:13", "mine.yaml:16"]
     assert found[0].endswith(
         "unknown key 'sed'. Did you mean 'seed'? "
-        "Known: evaluation, merge, search, seed, sources, storage, study, workers."
+        "Known: artifacts, evaluation, merge, search, seed, sources, storage, study, workers."
     )
     assert found[1].endswith("search.trials: expected a number greater than or equal to 1, found 0")
     assert found[2].endswith("evaluation.collections.0.name: is required")
