@@ -157,7 +157,9 @@ def _search(sample: Sample, arguments: argparse.Namespace) -> dict[str, Any]:
     if strategy not in STRATEGIES:
         print(f"there is no strategy {strategy!r} in this version: {STANDBY} searches instead")
         strategy = STANDBY
-    search = {"strategy": strategy, "trials": arguments.trials}
+    # What is compared is the way to a dev score, and a search that ends when nothing is promised may end before it.
+    options = {"objective": "mean", "patience": arguments.trials} if strategy == "embedding_surrogate" else {}
+    search = {"strategy": {"name": strategy, **options}, "trials": arguments.trials}
     runs = [
         _study(sample, arguments.work / f"search-{seed}", search, arguments.threads, seed=seed)
         for seed in range(arguments.seeds)
