@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.errors import EvaluationError, WorkerError
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.listener import Listener, Summary
 from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
 from mergesearch.search.registry import Strategy
@@ -50,69 +51,6 @@ ANCHOR_ATTR = "anchor_of"
 """Attribute of an anchor's trials: the beginning of its recipe's fingerprint. Names of anchors may be equal."""
 LABEL_CHARACTERS = 300
 """Of a trial's label; with a coefficient per layer there would be no end of it."""
-
-
-class Listener:
-    """Who wants to know how a study goes on; this one does not.
-
-    Called in the controller's thread. What a listener raises is logged and changes nothing: hours of work do
-    not end because a terminal did.
-    """
-
-    def measured(self, source: str, loss: float, seconds: float) -> None:
-        """The loss of a source on the study's examples was measured, before any trial."""
-
-    def planned(self, sources: str) -> None:
-        """Where the sources are kept, in words; said before they are loaded."""
-
-    def recorded(self, finished: int) -> None:
-        """So many trials had ended before this call of `run_study`."""
-
-    def screened(self, report: ScreeningReport) -> None:
-        """Merges were predicted from the embeddings of evaluated ones."""
-
-    def started(self, number: int, label: str) -> None:
-        """A trial was given to a worker."""
-
-    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
-        """A trial has its value."""
-
-    def pruned(self, number: int, label: str, result: TrialResult) -> None:
-        """A trial was stopped after a look, by racing or because a trial of an equal recipe had been."""
-
-    def reused(self, number: int, label: str, value: float, original: int) -> None:
-        """A trial's recipe had been scored before."""
-
-    def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
-        """A trial has no value; when `retried`, not yet."""
-
-
-@dataclass
-class Summary:
-    """How a call of `run_study` ended."""
-
-    reason: str
-    evaluated: int = 0
-    pruned: int = 0
-    reused: int = 0
-    failed: int = 0
-    adopted: int = 0
-    extra_tokens: int = 0
-    """Encoded beside trials, for embeddings that were missing."""
-    seconds: float = 0.0
-
-    def describe(self) -> str:
-        """One line for people."""
-        counts = [
-            (self.evaluated, "evaluated"),
-            (self.pruned, "stopped early"),
-            (self.reused, "known before"),
-            (self.failed, "failed"),
-        ]
-        done = ", ".join(f"{n} {what}" for n, what in counts if n) or "nothing to do"
-        adopted = f", {self.adopted} of them begun by an earlier process" if self.adopted else ""
-        extra = f", {self.extra_tokens:,} tokens encoded again for predictions" if self.extra_tokens else ""
-        return f"{self.reason}: {done}{adopted}{extra}, {self.seconds:.0f} s"
 
 
 @dataclass
@@ -232,7 +170,7 @@ class Controller:
         worker = self._pool.idle[0]
         last = self._last.get(worker)
         near = next((t.params for t in reversed(history) if t.number == last), None)  # others may have taken numbers
-        proposal = self._strategy.propose(history, number, near=near)
+        proposal = self._strategy.propose_near(history, number, near)
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False

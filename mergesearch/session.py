@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from mergesearch.controller import Controller, Listener, Summary
+from mergesearch.controller import Controller
 from mergesearch.errors import StorageError
+from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
-from mergesearch.planning import check_memory
+from mergesearch.memory_planning import check_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions

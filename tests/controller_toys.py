@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mergesearch.controller import (
-    Controller,
-    Listener,
-    Summary,
-)
+from mergesearch.controller import Controller
 from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.listener import Listener, Summary
 from mergesearch.resolving import resolve
 from mergesearch.session import open_store
 from mergesearch.storage.store import StudyStore

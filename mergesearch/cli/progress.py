@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mergesearch.controller import Listener
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.listener import Listener
 from mergesearch.surrogate.report import ScreeningReport
 
 

@@ -17,7 +17,7 @@ import click
 from mergesearch.cli.common import examples, format_option, print_json, print_table, quiet_libraries
 
 if TYPE_CHECKING:
-    from mergesearch.controller import Listener
+    from mergesearch.listener import Listener
     from mergesearch.quickstart.demo import Report
 
 

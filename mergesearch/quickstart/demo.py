@@ -18,8 +18,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from mergesearch.controller import Listener
 from mergesearch.evaluation.formats import load_collection
+from mergesearch.listener import Listener
 from mergesearch.quickstart.api_reference import Summary, build_api_reference, library_versions
 from mergesearch.resolving import load_study
 from mergesearch.results.choose import choose

@@ -244,7 +244,6 @@ def scored_trials(store: StudyStore) -> list[ScoredTrial]:
 
 
 def _screened(attributes: Mapping[str, Any]) -> float:
-    """The optimism that a strategy noted with its proposal, 0 where it noted none."""
-    proposal = attributes.get("proposal")
-    noted = proposal.get("optimism") if isinstance(proposal, Mapping) else None
+    """The optimism that a strategy noted with its trial, 0 where it noted none."""
+    noted = attributes.get("optimism")
     return float(noted) if isinstance(noted, int | float) and math.isfinite(noted) else 0.0

@@ -131,13 +131,7 @@ class PopulationStrategy(Strategy):
         """Points of earlier trials that open generation 0."""
         return []
 
-    def propose(
-        self,
-        history: Sequence[FrozenTrial],
-        number: int,  # noqa: ARG002
-        *,
-        near: Params | None = None,  # noqa: ARG002
-    ) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
         """The first member of the current generation that nobody evaluates."""
         step = self._step(history)
         if isinstance(step, Ending):

@@ -61,13 +61,7 @@ class SamplerStrategy(Strategy):
     def sampler(self, seed: int) -> BaseSampler:
         """A fresh sampler; called inside `quiet_optuna`."""
 
-    def propose(
-        self,
-        history: Sequence[FrozenTrial],
-        number: int,
-        *,
-        near: Params | None = None,  # noqa: ARG002
-    ) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """What a sampler seeded for `number` proposes after `history`."""
         attrs = {"strategy": self.name}
         slot = f"{self.name}:{number}"

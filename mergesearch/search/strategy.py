@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,8 +23,6 @@ PROPOSAL_ATTR = "proposal"
 
 SOURCE_ATTR = "source_alone"
 """The trial user attribute of a source that was evaluated alone: the source's name."""
-
-Screener: TypeAlias = "Callable[[Screening], ScreeningReport]"
 
 
 class StrategyOptions(BaseModel):
@@ -66,7 +64,7 @@ class Strategy(ABC):
 
     An implementation guarantees:
       - every proposal is a point of the space;
-      - equal history, number and `near` give an equal proposal, in every process;
+      - equal history and number (and point that is near) give an equal proposal, in every process;
       - `propose` returns None only while a trial of the history is in flight, or when `exhausted` is True;
       - it raises StudyFileError from the constructor when it cannot search this space with these options.
     """
@@ -84,7 +82,7 @@ class Strategy(ABC):
     needs_embeddings: ClassVar[bool] = False
     """Whether it predicts from the embeddings of evaluated merges, which workers then keep. It is given a
     `screener` before it is asked for a proposal."""
-    screener: Screener | None = None
+    screener: Callable[[Screening], ScreeningReport] | None = None
     """Works out on a worker what the strategy predicts from; it blocks, and has one answer for equal questions."""
     workers: int = 1
     """How many trials may be in flight, for strategies that propose several at a time."""
@@ -99,15 +97,21 @@ class Strategy(ABC):
         self.seed = seed
 
     @abstractmethod
-    def propose(self, history: Sequence[FrozenTrial], number: int, *, near: Params | None = None) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """The next point, or None to wait for trials in flight.
 
         Args:
             history: all trials so far, in number order.
             number: of the trial that the proposal will become.
-            near: the point that the worker at hand evaluated last. A hint: a worker is faster where its points
-                agree in their first dimensions. It may change the order of proposals, never what is proposed.
         """
+
+    def propose_near(self, history: Sequence[FrozenTrial], number: int, near: Params | None) -> Proposal | None:  # noqa: ARG002
+        """Like `propose`, for a worker that evaluated the point `near` last.
+
+        A worker is faster where its points agree in their first dimensions. This may change the order of proposals,
+        never what is proposed.
+        """
+        return self.propose(history, number)
 
     @property
     def repeated_prefixes(self) -> int:

@@ -1,7 +1,7 @@
-"""What is maximised, given scores per query, and how much of the highest value is luck.
+"""What is maximised, given scores per query.
 
 The highest of many dev scores is partly luck: the queries favour that candidate by chance. A robust objective asks
-for a gain that most resamples of the queries would show too; `optimism` says how much luck is left.
+for a gain that most resamples of the queries would show too; `mergesearch.evaluation.luck` says how much luck is left.
 
 Notation: C candidates, Q queries of all collections side by side, B resamples, S splits.
 """
@@ -95,52 +95,6 @@ class Objective:
             level_S = np.average(judged_CS, axis=0, weights=is_proposed)
             total += np.where(is_proposed, judged_CS, np.minimum(judged_CS, level_S)).sum(axis=1)
         return total / (2 * len(first_SQ))
-
-
-def optimism(scores: Array, sizes: Sequence[int], shares: Sequence[float], *, draws: int = 256, seed: int = 0) -> float:
-    """How much the highest score of all candidates overstates itself: Efron's bootstrap.
-
-    The mean over resamples b of score_b(k_b) - score(k_b), with k_b the highest of resample b (Efron and
-    Tibshirani, 1993, section 17.6). 0 where candidates do not differ. Where all differences are noise it comes to
-    1/√2 of the truth, because the sample's own luck is resampled with it; less luck is closer.
-
-    Args:
-        scores: of everything that could have been chosen, per query, [C, Q].
-        sizes: queries per collection.
-        shares: share of each collection in the value.
-        draws: resamples.
-        seed: decides the resamples.
-    """
-    resampled_CB = scores @ bootstrap_weights(sizes, shares, draws, seed).T
-    chosen_B = resampled_CB.argmax(axis=0)
-    plain = scores @ plain_weights(sizes, shares)
-    # A control variate, of expectation 0: what a resample does to all candidates alike is not luck in choosing.
-    luck_B = resampled_CB.max(axis=0) - plain[chosen_B]
-    control_B = resampled_CB.mean(axis=0) - plain.mean()
-    return max(0.0, float((luck_B - control_B).mean()))
-
-
-def cross_fit_gap(
-    scores: Array, sizes: Sequence[int], shares: Sequence[float], *, splits: int = 64, seed: int = 0
-) -> float:
-    """How much higher a half of the queries scores the candidate that it chose than the other half does.
-
-    A half has twice the variance of all queries, so this overstates `optimism` of the whole: √2 times where all
-    differences are noise.
-
-    Args:
-        scores: of everything that could have been chosen, per query, [C, Q].
-        sizes: queries per collection.
-        shares: share of each collection in the value.
-        splits: random halvings, each used both ways.
-        seed: decides the halvings.
-    """
-    first, second = (scores @ half.T for half in halvings(sizes, shares, splits, seed))
-    gaps = [
-        a.max(axis=0) - np.take_along_axis(b, a.argmax(axis=0)[None], 0)[0]
-        for a, b in ((first, second), (second, first))
-    ]
-    return float(np.mean(gaps))
 
 
 def halvings(sizes: Sequence[int], shares: Sequence[float], splits: int, seed: int) -> tuple[Array, Array]:

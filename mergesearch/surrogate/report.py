@@ -77,8 +77,6 @@ class ScreeningReport:
             best is that of the highest objective; may be negative; -inf where nothing is open.
         noise: standard error of that difference, paired over queries.
         optimism: how much the highest of all predicted and measured dev scores is expected to overstate itself.
-        cross_fit_gap: the same, by choosing on one half of the queries and judging on the other.
-        bias: what predictions are off by on average, measured less predicted, in standard deviations of each.
         replay_error: mean absolute difference between dev scores measured and computed here from the same embeddings:
             rounding and ties; more means that points, embeddings and scores do not belong together.
         landscape: for a figure.
@@ -92,7 +90,5 @@ class ScreeningReport:
     improvement: float
     noise: float
     optimism: float
-    cross_fit_gap: float
-    bias: float
     replay_error: float
     landscape: Landscape

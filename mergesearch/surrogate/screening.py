@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.luck import Luck
 from mergesearch.evaluation.resampling import plain_weights
 from mergesearch.surrogate.bank import EmbeddingBank
 from mergesearch.surrogate.candidates import Space, as_points
 from mergesearch.surrogate.kriging import Kriging, LengthFit, fit_lengths
-from mergesearch.surrogate.objective import Objective, cross_fit_gap, optimism, paired_error
+from mergesearch.surrogate.objective import Objective, paired_error
 from mergesearch.surrogate.report import Landscape, LeftOut, Pick, Point, ScreeningReport
 
 Array = NDArray[np.float64]
@@ -48,7 +49,6 @@ class Screening:
         separation: least distance, in the coordinate that differs most, of picks from everything known, as long as
             there are such candidates.
         refine_rounds: further rounds of a quarter as many candidates around the best so far.
-        debias: whether predicted scores are moved by what leaving evaluated merges out shows them to be off by.
         kernel: a name in `kriging.KERNELS`.
         seed: decides all that is drawn.
     """
@@ -66,7 +66,6 @@ class Screening:
     n_picks: int = 1
     separation: float = 0.01
     refine_rounds: int = 2
-    debias: bool = False
     kernel: str = "gaussian"
     seed: int = 0
 
@@ -111,7 +110,7 @@ class _Screen:
         self.scores_CQ = np.empty((0, len(self.plain)))
 
     def _calibrate(self) -> None:
-        """Scale of the prediction's uncertainty, and its bias, from evaluated merges predicted by the others."""
+        """Scale of the prediction's uncertainty, from evaluated merges predicted by the others."""
         weights, variances = self.kriging.left_out
         self.left_out = self.bank.per_query_scores(weights, self.request.metric) @ self.plain
         self.left_out_unit = _uncertainty(variances)
@@ -119,15 +118,12 @@ class _Screen:
         total = float((self.left_out_unit**2).sum())
         # Ratios of sums: points that crowd together are predicted almost surely, and must not decide the scale.
         self.unit_sd = float(np.sqrt(off @ off / total)) if self.n > 1 else 0.0
-        # Least squares of a shift in proportion to the uncertainty, so none where a merge was evaluated.
-        self.shift = float(off @ self.left_out_unit / total) if self.n > 1 else 0.0
 
     def report(self) -> ScreeningReport:
         """Draw, score, pick, and say how far to trust it."""
         self._search()
         objectives, values_n = self._objectives(), self.measured_nQ @ self.plain
         all_scores = np.concatenate([self.measured_nQ, self.scores_CQ])
-        luck = (all_scores, self.sizes, self.shares)
         replayed = self.bank.per_query_scores(np.eye(self.n), self.request.metric) @ self.plain
         improvement, noise = self._improvement(objectives[self.n :])
         return ScreeningReport(
@@ -148,9 +144,7 @@ class _Screen:
             best_measured=float(values_n.max()),
             improvement=improvement,
             noise=noise,
-            optimism=optimism(*luck, seed=self.request.objective.seed),
-            cross_fit_gap=cross_fit_gap(*luck, seed=self.request.objective.seed),
-            bias=self.shift / self.unit_sd if self.unit_sd else 0.0,
+            optimism=Luck(all_scores, self.sizes, self.shares, seed=self.request.objective.seed).optimism(),
             replay_error=float(np.abs(replayed - values_n).mean()),
             landscape=self._landscape(np.concatenate([self.points, self.candidates])[objectives.argmax()]),
         )
@@ -195,21 +189,14 @@ class _Screen:
         sd: Array = _uncertainty(kriging.variance(self.candidates)) * self.unit_sd
         return sd
 
-    def _correction(self) -> Array:
-        if not self.request.debias:
-            return np.zeros(len(self.candidates))
-        return _uncertainty(self.kriging.variance(self.candidates)) * self.shift
-
     def _means(self) -> Array:
-        means: Array = self.scores_CQ @ self.plain + self._correction()
+        means: Array = self.scores_CQ @ self.plain
         return means
 
     def _objectives(self) -> Array:
         """Of the evaluated merges, measured, and of the candidates, predicted, [n + C]."""
         together = np.concatenate([self.measured_nQ, self.scores_CQ])
-        values = self.request.objective.values(together, self.references, self.sizes, self.shares)
-        values[self.n :] += self._correction()
-        return values
+        return self.request.objective.values(together, self.references, self.sizes, self.shares)
 
     def _acquisition(self) -> Array:
         """Of the candidates, [C], while nothing is picked."""

@@ -108,8 +108,8 @@ def test_what_a_worker_evaluated_last_may_change_the_order_only(name: str) -> No
     trials: list[FrozenTrial] = []
     for number in range(length(name, 15)):
         near = None if number % 3 == 0 else trials[number // 3].params
-        proposal = make_strategy(name, space).propose(trials, number, near=near)
-        assert make_strategy(name, space).propose(trials, number, near=near) == proposal
+        proposal = make_strategy(name, space).propose_near(trials, number, near)
+        assert make_strategy(name, space).propose_near(trials, number, near) == proposal
         plain = make_strategy(name, space).propose(trials, number)
         if name != "grid":
             assert proposal == plain

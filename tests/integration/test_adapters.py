@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergesearch import evaluate_folder, evaluate_study, export_merge, load_study, open_store, run_study
-from mergesearch.controller import Listener
 from mergesearch.errors import ExportError, StudyFileError
-from mergesearch.planning import memory_plan
+from mergesearch.listener import Listener
+from mergesearch.memory_planning import memory_plan
 from mergesearch.results.export import RECIPE_FILE
 from mergesearch.workers.evaluator import open_merger
 from tests.tiny_adapters import ALPHA, RANK, make_adapter, write_config

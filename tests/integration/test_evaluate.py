@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mergesearch import choose, evaluate_folder, evaluate_study, export_merge, load_study, open_store, run_study
-from mergesearch.controller import Listener
 from mergesearch.errors import CollectionError, EvaluationError
+from mergesearch.listener import Listener
 from mergesearch.results.choose import NothingScoredError
 from mergesearch.results.evaluate import Evaluation
 from mergesearch.results.export import RECIPE_FILE

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergesearch import export_merge, load_study, open_store, run_study
-from mergesearch.controller import Listener
 from mergesearch.errors import ExportError, ResumeError
 from mergesearch.evaluation.encoder import open_encoder
+from mergesearch.listener import Listener
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results import export, model_files

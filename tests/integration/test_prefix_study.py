@@ -14,8 +14,10 @@ import pytest
 import ray
 from optuna.trial import FrozenTrial
 
-from mergesearch.controller import Controller, Listener, Summary
-from mergesearch.planning import check_memory, make_plan
+from mergesearch.controller import Controller
+from mergesearch.listener import Listener, Summary
+from mergesearch.memory_planning import check_memory
+from mergesearch.planning import make_plan
 from mergesearch.resolving import load_study
 from mergesearch.results.status import read_status
 from mergesearch.session import open_store, run_study

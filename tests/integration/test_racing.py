@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from mergesearch.evaluation.racing import Rival
-from mergesearch.planning import memory_plan
+from mergesearch.memory_planning import memory_plan
 from mergesearch.resolving import load_study
 from mergesearch.storage.store import StudyStore
 from mergesearch.workers.local_pool import LocalPool

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mergesearch.cli.progress import StudyProgress
-from mergesearch.controller import Summary
 from mergesearch.errors import ResumeError
+from mergesearch.listener import Summary
 from mergesearch.resolving import load_study
 from mergesearch.search import registry
 from mergesearch.session import open_store, run_study

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergesearch.controller import Controller, Listener
+from mergesearch.controller import Controller
+from mergesearch.listener import Listener
 from mergesearch.resolving import load_study
 from mergesearch.session import open_store, run_study
 from mergesearch.study import Study

@@ -230,7 +230,7 @@ def test_a_study_in_its_database_gives_the_choice(linear: Study, tmp_path: Path)
         assert choose(linear, store) == choice
 
         screened = merged(linear, weight={"retriever": 0.6, "domain": 0.4})
-        best = recorded(store, screened, list(common + 0.06), label="predicted", proposal={"optimism": 0.3})
+        best = recorded(store, screened, list(common + 0.06), label="predicted", optimism=0.3)
         choice = choose(linear, store)
         assert (choice.best_number, choice.best_optimism) == (best, 0.3)
         assert (choice.number, choice.verdict) == (retriever, "source")

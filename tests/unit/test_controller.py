@@ -323,7 +323,7 @@ class Stubborn(Strategy):
     name = "stubborn"
     title = "always the same"
 
-    def propose(self, history: Any, number: int, *, near: Any = None) -> Proposal:
+    def propose(self, history: Any, number: int) -> Proposal:
         return Proposal(next(self.space.grid()))
 
 

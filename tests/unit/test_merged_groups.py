@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mergesearch import export_merge, load_study, open_store, run_study
 from mergesearch.errors import StudyFileError
-from mergesearch.planning import memory_plan
+from mergesearch.memory_planning import memory_plan
 from mergesearch.sources.alignment import align
 from mergesearch.sources.vocabulary import read_vocabulary
 from mergesearch.workers.evaluator import open_merger

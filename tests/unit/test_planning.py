@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from mergesearch import planning, token_counts
+from mergesearch import memory_planning, planning, token_counts
 from mergesearch.errors import MemoryPlanError, StudyFileError
-from mergesearch.planning import check_memory, make_plan, memory_plan
+from mergesearch.memory_planning import check_memory, memory_plan
+from mergesearch.planning import make_plan
 from mergesearch.resolving import load_study
 from mergesearch.token_counts import count_tokens
 from mergesearch.workers.evaluator import TrialEvaluator
@@ -141,7 +142,7 @@ def test_sources_go_where_they_fit(
     asked: str, spare_on_device: int, host: int, expected: str, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"cuda": GPU, "cpu": HOST}
-    monkeypatch.setattr(planning, "free_memory", free.__getitem__)
+    monkeypatch.setattr(memory_planning, "free_memory", free.__getitem__)
     workers = {"kind": "ray", "count": 2, "device": "cuda", "residency": "device"}
     on_device = memory_plan(load_study(tiny.change("workers", to=workers).file))
     free |= {"cuda": max(0, on_device.needed + spare_on_device), "cpu": host}
@@ -166,7 +167,7 @@ def test_mapped_sources_larger_than_memory_are_allowed_and_said_to_be_slow(
     study = load_study(tiny.file)
     plan = memory_plan(study)
     assert "read anew" not in plan.describe()
-    monkeypatch.setattr(planning, "free_memory", lambda _: plan.mapped - 1)
+    monkeypatch.setattr(memory_planning, "free_memory", lambda _: plan.mapped - 1)
     assert "read anew for every trial" in memory_plan(study).describe()
 
 
@@ -197,7 +198,7 @@ def test_memory_is_measured_where_the_study_runs(
 
 def test_limits_on_the_process_count(tmp_path: Path) -> None:
     """Of nested control groups the tightest; what is only cached is free."""
-    free = planning.free_memory("cpu", root=tmp_path)
+    free = memory_planning.free_memory("cpu", root=tmp_path)
     assert free > 1 << 20
 
     def limit(group: Path, limit: str, current: int, stat: str = "anon 5") -> None:
@@ -206,7 +207,7 @@ def test_limits_on_the_process_count(tmp_path: Path) -> None:
             (group / f"memory.{name}").write_text(text + "\n", encoding="utf-8")
 
     def measure(cgroup: str) -> int:
-        return planning.free_memory("cpu", cgroup=cgroup, root=tmp_path)
+        return memory_planning.free_memory("cpu", cgroup=cgroup, root=tmp_path)
 
     limit(tmp_path / "outer", "5000", 3000)
     limit(tmp_path / "outer" / "inner", "max", 1000)
@@ -223,7 +224,8 @@ def test_too_little_memory_is_refused_by_run_and_shown_by_plan(
 ) -> None:
     study = load_study(tiny.file)
     short = replace(memory_plan(study), available=1 << 20)
-    monkeypatch.setattr(planning, "memory_plan", lambda _, **__: short)
+    for module in (memory_planning, planning):
+        monkeypatch.setattr(module, "memory_plan", lambda _, **__: short)
     with pytest.raises(MemoryPlanError, match=r"MiB are needed, 1\.0 MiB are available\. Use fewer workers"):
         check_memory(study)
     tables = {title: rows for title, _, rows in make_plan(study).tables()}

@@ -34,7 +34,7 @@ def shared(a: Any, b: Any) -> int:
 def test_a_worker_by_itself_goes_through_the_points_in_their_order() -> None:
     trials: list[FrozenTrial] = []
     near = None
-    while proposal := Grid(DEEP, GridOptions(), 0).propose(trials, len(trials), near=near):
+    while proposal := Grid(DEEP, GridOptions(), 0).propose_near(trials, len(trials), near):
         trials.append(make_trial(len(trials), DEEP, proposal.params, value=0.1))
         near = proposal.params
     assert [t.params for t in trials] == list(DEEP.grid())
@@ -51,7 +51,7 @@ def test_every_point_shares_the_longest_prefix_that_is_left(data: st.DataObject,
         idle = [w for w in near if w not in flying]
         if left and idle:
             worker = data.draw(st.sampled_from(idle))
-            proposal = Grid(DEEP, GridOptions(), 0).propose(trials, len(trials), near=near[worker])
+            proposal = Grid(DEEP, GridOptions(), 0).propose_near(trials, len(trials), near[worker])
             assert proposal is not None
             point, last = DEEP.point(proposal.params), near[worker]
             assert point in left
@@ -75,9 +75,9 @@ def test_every_point_shares_the_longest_prefix_that_is_left(data: st.DataObject,
 def test_only_the_order_of_prefixes_heeds_the_hint() -> None:
     shuffled = Grid(DEEP, GridOptions(order="shuffled"), 0)
     last = list(DEEP.grid())[-1]
-    assert shuffled.propose([], 0, near=last) == shuffled.propose([], 0)
+    assert shuffled.propose_near([], 0, last) == shuffled.propose([], 0)
     assert shuffled.repeated_prefixes == 0
-    assert Grid(DEEP, GridOptions(), 0).propose([], 0, near={"other": 1.0}) == Grid(DEEP, GridOptions(), 0).propose(
+    assert Grid(DEEP, GridOptions(), 0).propose_near([], 0, {"other": 1.0}) == Grid(DEEP, GridOptions(), 0).propose(
         [], 0
     )
 

@@ -135,7 +135,7 @@ def test_a_study_that_is_not_raced_sends_no_rivals(bench: Bench) -> None:
 class Again(Strategy):
     """Proposes every point twice, in turn with the one before."""
 
-    def propose(self, history, number, *, near=None):  # type: ignore[no-untyped-def]
+    def propose(self, history, number):  # type: ignore[no-untyped-def]
         values = [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
         name = self.space.dimensions[0].name
         rest = {d.name: 0.25 for d in self.space.dimensions[1:]}

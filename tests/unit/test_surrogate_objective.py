@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.resampling import plain_weights
-from mergesearch.surrogate.objective import OBJECTIVES, Objective, cross_fit_gap, halvings, optimism, paired_error
+from mergesearch.surrogate.objective import OBJECTIVES, Objective, halvings, paired_error
 
 SIZES, SHARES = (30, 10), (1.0, 2.0)
 NONE = np.empty((0, 40))
@@ -75,35 +75,6 @@ def test_objectives_are_functions_of_their_arguments(name: str) -> None:
     np.testing.assert_array_equal(values[0], values[1])
     assert name == "mean" or (values[0] != values[2]).any()
     assert np.isfinite(Objective(name).values(scores, NONE, SIZES, SHARES)).all()
-
-
-def test_identical_candidates_have_no_optimism() -> None:
-    scores = np.repeat(noise(6, 1), 50, axis=0)
-    assert optimism(scores, SIZES, SHARES) == pytest.approx(0.0, abs=1e-12)
-    assert abs(cross_fit_gap(scores, SIZES, SHARES)) < 0.02
-
-
-def test_a_candidate_that_is_clearly_best_has_no_optimism() -> None:
-    scores = noise(7, 50, sd=0.05)
-    scores[3] += 0.5
-    assert optimism(scores, SIZES, SHARES) < 0.005
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.02, 0.05])
-def test_optimism_is_near_the_truth(spread: float) -> None:
-    """The dev score of the best of 100 candidates less its true score, over many samples of 64 queries."""
-    truth, bootstrap, halves = [], [], []
-    for seed in range(150):
-        random = np.random.default_rng(seed)
-        true = spread * random.normal(size=100)
-        hardness = random.normal(size=64)
-        scores = true[:, None] + 0.2 * random.normal(size=(100, 64)) + hardness
-        best = scores.mean(axis=1).argmax()
-        truth.append(scores[best].mean() - true[best] - hardness.mean())
-        bootstrap.append(optimism(scores, (64,), (1.0,), draws=32))
-        halves.append(cross_fit_gap(scores, (64,), (1.0,), splits=8))
-    assert 0.6 * np.mean(truth) < np.mean(bootstrap) < 1.3 * np.mean(truth)
-    assert 1.5 * np.mean(bootstrap) < np.mean(halves) < 2.5 * np.mean(bootstrap)
 
 
 def test_halves_share_no_query_and_leave_none_out() -> None:

@@ -147,16 +147,6 @@ def test_the_landscape_shows_the_coordinates_that_matter() -> None:
     assert len(line.means) == len(line.positions[0])
 
 
-def test_a_bias_seen_by_leaving_out_is_taken_off() -> None:
-    toy = ToyMerges(dimensions=2, bend=1.0)
-    points = np.random.default_rng(2).random((9, 2))
-    plain, moved = (ask(toy, points, references=(), debias=d, exploration=0.0, refine_rounds=0) for d in (False, True))
-    assert plain.bias == moved.bias != 0
-    if plain.picks[0].point == moved.picks[0].point:
-        assert np.sign(moved.picks[0].mean - plain.picks[0].mean) == np.sign(plain.bias)
-    assert all(row in plain.left_out for row in moved.left_out)
-
-
 def test_one_evaluated_merge_is_enough_to_go_on() -> None:
     report = ask(ToyMerges(dimensions=2), np.array([[0.5, 0.5]]), references=(), n_picks=3)
     assert len(report.picks) == 3

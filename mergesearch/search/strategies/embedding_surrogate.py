@@ -93,13 +93,7 @@ class EmbeddingSurrogate(Strategy):
         self._design = self._first_points()
         self._asked: tuple[Screening, ScreeningReport] | None = None
 
-    def propose(
-        self,
-        history: Sequence[FrozenTrial],
-        number: int,  # noqa: ARG002
-        *,
-        near: Params | None = None,  # noqa: ARG002
-    ) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
         """A first point that nobody evaluates, or the pick of a prediction."""
         ledger = Ledger(self.space, history)
         first = self._first_open(history, ledger)
@@ -161,7 +155,7 @@ class EmbeddingSurrogate(Strategy):
             "deviation": round(pick.sd, 6),
             "optimism": round(report.optimism, 6),
         }
-        attrs = {"strategy": self.name, "after": after, "pick": place, "promising": self._promises(report), **shown}
+        attrs = {"strategy": self.name, "after": after, "pick": place, "promising": self._promises(report)}
         return Proposal(params, attrs, f"{self.name}:{after}:{place}", shown)
 
     def _report(self, history: Sequence[FrozenTrial]) -> ScreeningReport:

@@ -60,13 +60,7 @@ class GreedySoup(Strategy):
             )
             raise StudyFileError([message])
 
-    def propose(
-        self,
-        history: Sequence[FrozenTrial],
-        number: int,  # noqa: ARG002
-        *,
-        near: Params | None = None,  # noqa: ARG002
-    ) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
         """A source alone that nobody scored, or else the next soup."""
         ledger = Ledger(self.space, history)
         soup, _ = self._next(ledger)

@@ -65,14 +65,12 @@ class Grid(Strategy):
         if problems:
             raise StudyFileError(problems)
 
-    def propose(
-        self,
-        history: Sequence[FrozenTrial],
-        number: int,  # noqa: ARG002
-        *,
-        near: Params | None = None,
-    ) -> Proposal | None:
+    def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:
         """The next point that nobody scored, runs, or failed at too often."""
+        return self.propose_near(history, number, None)
+
+    def propose_near(self, history: Sequence[FrozenTrial], number: int, near: Params | None) -> Proposal | None:  # noqa: ARG002
+        """The same, in the subtree where the worker was last while there is a point left in it."""
         ledger = Ledger(self.space, history)
         is_open = (entry for entry in self._points if not ledger.at(entry[2]).closed(self.options.retries))
         if self.options.order == "prefix":
