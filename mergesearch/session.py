@@ -11,6 +11,7 @@ from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.memory_planning import check_memory
 from mergesearch.storage.record import StudyRecord
+from mergesearch.storage.secrets import passwords_kept_from_children, refuse_visible_password
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions
 from mergesearch.study_file import storage_url
@@ -58,7 +59,8 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
         return LocalPool(spec, progress)
     from mergesearch.workers.ray_pool import RayPool  # Ray takes seconds to import
 
-    return RayPool(spec, workers.count, address=workers.address)
+    with passwords_kept_from_children():
+        return RayPool(spec, workers.count, address=workers.address)
 
 
 def open_store(study: Study, url: str | None = None) -> StudyStore:
@@ -91,11 +93,13 @@ def run_study(
 
     Raises:
         MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
-        WorkerError: workers cannot be started or kept alive.
+        WorkerError: workers cannot be started or kept alive, or Ray would learn a password.
         SourceError: the loss of a source cannot be measured.
     """
     listener = listener or Listener()
     workers = study.parsed.content.workers
+    if workers.kind == "ray":
+        refuse_visible_password()
     residency: Residency = workers.residency
     if workers.address is None:  # elsewhere the memory is not this machine's
         plan = check_memory(study)

@@ -6,7 +6,6 @@ collection format's options) is checked against their registries, so a new plug-
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -407,9 +406,17 @@ def parse_study_text(text: str, path: Path) -> ParsedStudy:
 
 
 def storage_url(content: StudyFile, option: str | None = None) -> str:
-    """Which database: `--storage`, MERGESEARCH_STORAGE, OPTUNA_STORAGE, the study file, a default file."""
-    environment = os.environ.get("MERGESEARCH_STORAGE") or os.environ.get("OPTUNA_STORAGE")
-    return option or environment or content.storage or f"sqlite:///{content.study}.db"
+    """Which database, by the first of these that is given.
+
+    `--storage`, MERGESEARCH_STORAGE, the file that MERGESEARCH_STORAGE_FILE names, OPTUNA_STORAGE, the study file, and
+    `sqlite:///STUDY.db` in the current folder.
+
+    Raises:
+        StorageError: the file that MERGESEARCH_STORAGE_FILE names holds no URL.
+    """
+    from mergesearch.storage.secrets import storage_from_environment  # SQLAlchemy and Optuna take a second to import
+
+    return option or storage_from_environment() or content.storage or f"sqlite:///{content.study}.db"
 
 
 def _error(path: Path, problems: Sequence[Problem]) -> StudyFileError:

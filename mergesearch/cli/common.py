@@ -30,8 +30,34 @@ def storage_option(function: F) -> F:
     return click.option(
         "--storage",
         metavar="URL",
-        help="Database URL; overrides MERGESEARCH_STORAGE, OPTUNA_STORAGE and the study file.",
+        callback=_warn_of_password,
+        help="Database URL; asked in this order: --storage, MERGESEARCH_STORAGE, the file that "
+        "MERGESEARCH_STORAGE_FILE names, OPTUNA_STORAGE, the study file, sqlite:///STUDY.db.",
     )(function)
+
+
+def url_argument(function: F) -> F:
+    """The positional database URL, which environment variables may give instead."""
+    return click.argument("storage", metavar="[URL]", required=False, callback=_warn_of_password)(function)
+
+
+def _warn_of_password(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+    if url is not None:
+        from mergesearch.storage.secrets import REMEDY, holds_password
+
+        if holds_password(url):
+            click.echo(f"warning: everybody on this machine can see that password in `ps`; {REMEDY}.", err=True)
+    return url
+
+
+def url_or_environment(url: str | None) -> str:
+    """The URL that was given, or the environment's."""
+    from mergesearch.storage.secrets import FILE_VARIABLE, storage_from_environment
+
+    found = url or storage_from_environment()
+    if found is None:
+        raise click.UsageError(f"name a database: a URL, MERGESEARCH_STORAGE or {FILE_VARIABLE}")
+    return found
 
 
 def format_option(function: F) -> F:

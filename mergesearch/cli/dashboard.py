@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mergesearch.cli.common import STUDY_FILE, examples, storage_option
+from mergesearch.cli.common import STUDY_FILE, examples, storage_option, url_or_environment
 
 
 @click.command(
@@ -28,7 +28,6 @@ def command(study_file: Path | None, storage: str | None, host: str, port: int) 
 
     if study_file is not None:
         storage = storage_url(parse_study(study_file).content, storage)
-    if storage is None:
-        raise click.UsageError("name a study file or give --storage URL")
+    url = url_or_environment(storage)
     click.echo(f"dashboard at http://{host}:{port}/ (Ctrl-C ends it)")
-    serve(storage, host=host, port=port)
+    serve(url, host=host, port=port)

@@ -6,21 +6,30 @@ from dataclasses import asdict
 
 import click
 
-from mergesearch.cli.common import examples, format_option, print_json, print_table
+from mergesearch.cli.common import (
+    examples,
+    format_option,
+    print_json,
+    print_table,
+    url_argument,
+    url_or_environment,
+)
 
 
 @click.command(
     "studies",
     short_help="List the studies of a database.",
-    epilog=examples("mergesearch studies sqlite:///my-study.db", "mergesearch studies -f json $MERGESEARCH_STORAGE"),
+    epilog=examples(
+        "mergesearch studies sqlite:///my-study.db", "mergesearch studies -f json   # of MERGESEARCH_STORAGE"
+    ),
 )
-@click.argument("storage", metavar="URL")
+@url_argument
 @format_option
-def command(storage: str, output: str) -> None:
+def command(storage: str | None, output: str) -> None:
     """List the studies of a database: trials, failures and the highest dev score of each."""
     from mergesearch.storage.listing import list_studies
 
-    studies = list_studies(storage)
+    studies = list_studies(url_or_environment(storage))
     if output == "json":
         print_json([{**asdict(study), "created_at": study.created_at.isoformat()} for study in studies])
         return

@@ -5,6 +5,7 @@ Optuna's tables and in ours, is one transaction, so a process may die at any mom
 holds every trial exactly once, either running or with exactly one terminal value.
 
     engine.py       database URLs, passwords kept out of sight, errors that say what to do
+    secrets.py      where a URL may come from, and whom its password is kept from
     schema.py       creating and upgrading the tables, one process at a time (migrations/ holds the steps)
     tables.py       our own tables
     lock.py         one coordinator per study, named when it is in the way
