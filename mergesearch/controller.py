@@ -22,7 +22,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.errors import EvaluationError, WorkerError
-from mergesearch.evaluation.result import TrialResult
+from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
 from mergesearch.listener import Listener, Summary
 from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
@@ -58,6 +58,7 @@ class _Trial:
     """A trial that has begun and not ended.
 
     `raced` says whether it may be stopped; anchors may not. `deaths` says how workers died of it in this process.
+    `since` is when its worker got it, and `gpu_seconds` what its earlier workers were held for.
     """
 
     task: Task
@@ -65,6 +66,8 @@ class _Trial:
     fingerprint: str
     raced: bool
     epoch: int | None = None
+    since: float = 0.0
+    gpu_seconds: float = 0.0
     deaths: list[str] = field(default_factory=list)
 
     @property
@@ -81,6 +84,7 @@ class Controller:
         self._listener = listener
         self._study = study
         self._search = study.parsed.content.search
+        self._gpus = max(1, getattr(study.parsed.content.workers, "gpus", 1))
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
         self._screenings = 0
@@ -186,9 +190,20 @@ class Controller:
         evaluated = [t for t in history if t.state != TrialState.FAIL and "duplicate_of" not in t.user_attrs]
         if search.trials is not None and len(evaluated) >= search.trials:
             return f"all {search.trials} trials are done"
+        if search.gpu_hours is not None and self._gpu_seconds(history) >= 3600 * search.gpu_hours:
+            return f"all {search.gpu_hours:g} GPU-hours are used"
         if search.minutes is not None and time.monotonic() - started >= 60 * search.minutes:
             return f"the {search.minutes:g} minutes of this session are over"
         return ""
+
+    def _gpu_seconds(self, history: Sequence[FrozenTrial]) -> float:
+        """What all trials have held GPUs for, those of this process that have no end yet included."""
+        ended: float = sum(t.user_attrs.get(GPU_SECONDS_ATTR, 0.0) for t in history)
+        waiting = sum(t.gpu_seconds for t in self._waiting)
+        return ended + waiting + sum(t.gpu_seconds + self._held(t) for t in self._flight.values())
+
+    def _held(self, trial: _Trial) -> float:
+        return (time.monotonic() - trial.since) * self._gpus
 
     def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
         """Why the strategy need not be asked; empty when it is to be."""
@@ -263,6 +278,7 @@ class Controller:
         if self._rivals is not None and trial.raced:
             trial.task = replace(trial.task, rivals=self._rivals.best(self._store.trials()))
         worker = self._pool.submit(trial.task, worker)
+        trial.since = time.monotonic()
         self._last[worker] = trial.number
         self._flight[trial.number] = trial
         trial.epoch = self._store.lease(trial.number, worker)
@@ -318,6 +334,7 @@ class Controller:
     def _settle(self, outcome: Outcome) -> None:
         """Record what became of a trial's task."""
         trial = self._flight.pop(outcome.task.number)
+        trial.gpu_seconds += self._held(trial)
         if outcome.worker_died:
             self._after_death(trial, outcome.worker, outcome.failure or "no reason given")
             return
@@ -325,7 +342,7 @@ class Controller:
             self._fail(trial, outcome.failure or "no reason given", recipe_at_fault=outcome.recipe_at_fault)
             return
         try:
-            told = self._store.finish(trial.number, outcome.result, epoch=trial.epoch)
+            told = self._store.finish(trial.number, outcome.result, epoch=trial.epoch, gpu_seconds=trial.gpu_seconds)
         except EvaluationError as error:  # scores that are no scores
             self._fail(trial, str(error), recipe_at_fault=True)
             return
@@ -355,7 +372,7 @@ class Controller:
             self._fail(trial, f"{times} workers died while they evaluated it: {evidence}")
 
     def _fail(self, trial: _Trial, reason: str, *, recipe_at_fault: bool = False) -> None:
-        self._store.fail(trial.number, reason, epoch=trial.epoch)
+        self._store.fail(trial.number, reason, epoch=trial.epoch, gpu_seconds=trial.gpu_seconds)
         self._summary.failed += 1
         self._tell(self._listener.failed, trial.number, trial.label, reason, retried=False)
         if recipe_at_fault:

@@ -45,6 +45,7 @@ class StudyPlan:
     dtypes: str
     layer_share: float | None
     measured_first: str
+    gpu_hours: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -102,6 +103,8 @@ class StudyPlan:
             each = self.seconds_per_trial * (self.layer_share or 1)
             lines[-1] += f", {_duration(self.trials * each / self.workers)} in all"
             lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
+        if self.gpu_hours is not None:
+            lines.append(f"ends after {self.gpu_hours:g} GPU-hours of its workers (without a GPU, each counts as one)")
         lines.append(self.dtypes)
         return "\n".join(lines)
 
@@ -151,6 +154,7 @@ def make_plan(study: Study) -> StudyPlan:
         dtypes=dtype_note(dtype, rates),
         layer_share=study.layer_share if memory.boundaries == list(spec.prefix.boundaries) else None,
         measured_first=_measured_first(study),
+        gpu_hours=study.parsed.content.search.gpu_hours,
     )
 
 

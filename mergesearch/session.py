@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import replace
 
 from mergesearch.controller import Controller
@@ -63,6 +64,50 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
         return RayPool(spec, workers.count, address=workers.address)
 
 
+class Workers:
+    """Workers that outlive a study: the next one is served by them if its sources, its model and its pool are the same.
+
+    What was loaded then stays where it is, and no score is any different.
+    """
+
+    def __init__(self) -> None:
+        self._pool: WorkerPool | None = None
+        self._fit: object = None
+        self._residency: Residency = "auto"
+
+    def make_room(self, study: Study) -> bool:
+        """Whether a study can be served by what is loaded; what cannot is unloaded."""
+        if self._pool is not None and self._fit != _fit(study):
+            self.close()
+        return self._pool is not None
+
+    def serve(self, study: Study, progress: BatchProgress | None = None, residency: Residency = "auto") -> WorkerPool:
+        """The pool that is there, where it fits (see `make_room`), or a new one (see `open_pool`)."""
+        if not self.make_room(study):
+            self._pool = open_pool(study, progress, residency)
+            self._fit, self._residency = _fit(study), residency
+        else:
+            assert self._pool is not None
+            try:
+                self._pool.adapt(replace(study.evaluator_spec(), residency=self._residency), progress)
+            except BaseException:
+                self.close()
+                raise
+        return self._pool
+
+    def close(self) -> None:
+        """Unload everything; harmless when called again."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+
+def _fit(study: Study) -> object:
+    """Studies that are equal in this can have the same workers."""
+    workers = study.parsed.content.workers
+    return study.evaluator_spec().resident, workers.model_dump(exclude={"prefix_cache"})
+
+
 def open_store(study: Study, url: str | None = None) -> StudyStore:
     """Create the recorded study, or open it to go on with it.
 
@@ -79,7 +124,11 @@ def open_store(study: Study, url: str | None = None) -> StudyStore:
 
 
 def run_study(
-    study: Study, store: StudyStore, listener: Listener | None = None, progress: BatchProgress | None = None
+    study: Study,
+    store: StudyStore,
+    listener: Listener | None = None,
+    progress: BatchProgress | None = None,
+    workers: Workers | None = None,
 ) -> Summary:
     """Evaluate trials until the study's budget is used; what is already recorded counts.
 
@@ -90,30 +139,36 @@ def run_study(
         store: its records, from `open_store`.
         listener: told of every trial.
         progress: called with (batches encoded, batches of the trial), by a local worker only.
+        workers: what earlier studies were run with, and where these workers are left for the next one; None opens
+            workers for this study and closes them.
 
     Raises:
         MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
         WorkerError: workers cannot be started or kept alive, or Ray would learn a password.
         SourceError: the loss of a source cannot be measured.
     """
+    if workers is None:
+        with closing(Workers()) as own:
+            return run_study(study, store, listener, progress, own)
     listener = listener or Listener()
-    workers = study.parsed.content.workers
-    if workers.kind == "ray":
+    entry = study.parsed.content.workers
+    if entry.kind == "ray":
         refuse_visible_password()
-    residency: Residency = workers.residency
-    if workers.address is None:  # elsewhere the memory is not this machine's
+    residency: Residency = entry.residency
+    if workers.make_room(study):
+        listener.planned("sources: where they are, the model too")
+    elif entry.address is None:  # elsewhere the memory is not this machine's
         plan = check_memory(study)
         residency = plan.residency
         listener.planned(plan.describe())
     else:
         listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
     study = with_losses(study, store, listener.measured)
-    with open_pool(study, progress, residency) as pool:
-        controller = Controller(study, store, pool, listener)
-        try:
-            return controller.run()
-        finally:
-            _save_landscape(study, store, controller.screened)
+    controller = Controller(study, store, workers.serve(study, progress, residency), listener)
+    try:
+        return controller.run()
+    finally:
+        _save_landscape(study, store, controller.screened)
 
 
 def _save_landscape(study: Study, store: StudyStore, report: ScreeningReport | None) -> None:

@@ -38,7 +38,7 @@ from mergesearch.study_checks import (
     given_measurements,
     sources_to_measure,
 )
-from mergesearch.study_file import ParsedStudy, memory_bytes
+from mergesearch.study_file import ParsedStudy, artifact_location, memory_bytes
 from mergesearch.study_inputs import (
     collection_specs,
     encoding_files,
@@ -306,10 +306,7 @@ class Study:
         content = self.parsed.content
         if not STRATEGIES[content.search.strategy.name].needs_embeddings:
             return None
-        location = content.artifacts
-        if location is None:
-            return str(cache_dir() / "embeddings")
-        return location if "://" in location else str(self.parsed.folder / Path(location).expanduser())
+        return artifact_location(self.parsed) or str(cache_dir() / "embeddings")
 
     def unmerged_spec(self) -> EvaluatorSpec:
         """Like `evaluator_spec`, with whole sources loaded so that each can be scored alone; they share no prefix."""

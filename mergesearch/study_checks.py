@@ -313,8 +313,13 @@ def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
         return
     options = STRATEGIES[strategy.name].Options
     checks.options(options, strategy.options, "search", "strategy", beside=type(strategy))
-    if search.trials is None and search.minutes is None and not STRATEGIES[strategy.name].finite:
-        checks.add(f"{strategy.name} needs a budget: `trials:` or `minutes:`", "search")
+    if (
+        search.trials is None
+        and search.minutes is None
+        and search.gpu_hours is None
+        and not STRATEGIES[strategy.name].finite
+    ):
+        checks.add(f"{strategy.name} needs a budget: `trials:`, `minutes:` or `gpu_hours:`", "search")
 
 
 def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:

@@ -223,6 +223,9 @@ class SearchEntry(_Closed):
     """Evaluated recipes, those enqueued first included. `grid` and `greedy_soup` need none: they end by themselves."""
     minutes: float | None = Field(None, gt=0)
     """Start no further trial after this many minutes of a session."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Start no further trial when those of all sessions, failed ones included, have held GPUs for so many hours.
+    A worker without a GPU counts as one. Raise it to go on."""
     enqueue: list[Literal["sources", "uniform"] | dict[str, float]] = ["sources", "uniform"]
     """What to evaluate first: every source alone, the uniform average, or points by parameter name."""
     retries: int = Field(2, ge=0)
@@ -417,6 +420,14 @@ def storage_url(content: StudyFile, option: str | None = None) -> str:
     from mergesearch.storage.secrets import storage_from_environment  # SQLAlchemy and Optuna take a second to import
 
     return option or storage_from_environment() or content.storage or f"sqlite:///{content.study}.db"
+
+
+def artifact_location(parsed: ParsedStudy) -> str | None:
+    """Where the file says that embeddings are kept: a bucket, or a folder as this process reaches it."""
+    location = parsed.content.artifacts
+    if location is None or "://" in location:
+        return location
+    return str(parsed.folder / Path(location).expanduser())
 
 
 def _error(path: Path, problems: Sequence[Problem]) -> StudyFileError:

@@ -15,6 +15,7 @@ import click
 
 from mergesearch.cli import (
     best,
+    clean,
     dashboard,
     evaluate,
     export,
@@ -50,7 +51,7 @@ def cli() -> None:
     """The `mergesearch` program."""
 
 
-for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods):
+for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods, clean):
     cli.add_command(module.command)
 
 

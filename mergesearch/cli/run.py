@@ -1,28 +1,35 @@
-"""`mergesearch run`: run a study, or go on with it."""
+"""`mergesearch run`: run studies, or go on with them."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mergesearch.cli.common import examples, quiet_libraries, storage_option, study_argument
+from mergesearch.cli.common import STUDY_FILE, examples, quiet_libraries, storage_option
+
+if TYPE_CHECKING:
+    from mergesearch.session import Workers
+    from mergesearch.study import Study
 
 
 @click.command(
     "run",
-    short_help="Run a study, or go on with it.",
+    short_help="Run a study, or go on with it; or several.",
     epilog=examples(
         "mergesearch run studies/segment-grid.yaml",
         "mergesearch run studies/segment-grid.yaml --workers ray --count 2",
         "mergesearch run my.yaml --trials 40            # go on with a larger budget",
         "mergesearch run my.yaml --storage postgresql://me@db/studies",
+        "mergesearch run a.yaml b.yaml                 # one after the other, sources that both have loaded once",
     ),
 )
-@study_argument
+@click.argument("study_files", metavar="STUDY.yaml...", type=STUDY_FILE, nargs=-1, required=True)
 @storage_option
 @click.option("--workers", type=click.Choice(["local", "ray"]), help="Overrides the study file.")
 @click.option("--count", type=click.IntRange(1), help="Number of Ray workers; implies --workers ray.")
@@ -36,7 +43,7 @@ from mergesearch.cli.common import examples, quiet_libraries, storage_option, st
 )
 @click.option("--quiet", is_flag=True, help="No progress, only the summary.")
 def command(
-    study_file: Path,
+    study_files: tuple[Path, ...],
     storage: str | None,
     workers: str | None,
     count: int | None,
@@ -46,15 +53,15 @@ def command(
     residency: str | None,
     quiet: bool,
 ) -> None:
-    """Run a study. Ctrl-C or a crash loses nothing: the same command goes on where it stopped."""
-    from mergesearch.cli.progress import StudyProgress
-    from mergesearch.resolving import resolve
-    from mergesearch.results.choose import choose
-    from mergesearch.session import open_store, run_study
-    from mergesearch.storage.engine import redact
-    from mergesearch.study_file import parse_study, storage_url
+    """Run studies, one after the other. Ctrl-C or a crash loses nothing: the same command goes on where it stopped.
 
-    parsed = parse_study(study_file)
+    Studies with the same sources, template and workers keep them loaded from one to the next; their scores are those of
+    separate runs.
+    """
+    from mergesearch.resolving import resolve
+    from mergesearch.session import Workers
+    from mergesearch.study_file import parse_study
+
     if workers == "local" and (count or address):
         raise click.UsageError("--count and --address are for Ray workers; local is one worker")
     kind = "ray" if count or address else workers
@@ -66,21 +73,37 @@ def command(
         "residency": residency,
     }
     changed = {k: v for k, v in given.items() if v is not None}
-    content = parsed.content
-    search = content.search.model_copy(update={"trials": trials} if trials else {})
-    content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
-    study = resolve(replace(parsed, content=content))
+    studies = []
+    for parsed in map(parse_study, study_files):
+        content = parsed.content
+        search = content.search.model_copy(update={"trials": trials} if trials else {})
+        content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
+        studies.append(resolve(replace(parsed, content=content)))
+    with quiet_libraries(), closing(Workers()) as pool:
+        for study in studies:
+            if len(studies) > 1:
+                click.echo(f"study {study.name} ({study.parsed.path})")
+            _run(study, storage, pool, quiet=quiet)
+
+
+def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> None:
+    from mergesearch.cli.progress import StudyProgress
+    from mergesearch.results.choose import choose
+    from mergesearch.session import open_store, run_study
+    from mergesearch.storage.engine import redact
+
     for note in study.notes():
         click.echo(f"note: {note}")
-    with quiet_libraries(), open_store(study, storage_url(content, storage)) as store:
+    with open_store(study, storage) as store:
         try:
             with StudyProgress(study.planned_trials, quiet=quiet) as progress:
                 progress.recorded(sum(t.state.is_finished() for t in store.trials()))
-                summary = run_study(study, store, progress, progress.batch)
+                summary = run_study(study, store, progress, progress.batch, pool)
         except KeyboardInterrupt:
             again = redact(shlex.join(["mergesearch", *sys.argv[1:]]))
             click.echo(f"interrupted; nothing is lost. Go on with: {again}", err=True)
             raise
         click.echo(summary.describe())
         click.echo(choose(study, store).describe())
-    click.echo(f"next: mergesearch evaluate {study_file}; mergesearch export {study_file} --out merged")
+    file = study.parsed.path
+    click.echo(f"next: mergesearch evaluate {file}; mergesearch export {file} --out merged")

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 def command(study_file: Path, storage: str | None, output: str) -> None:
     """Show every trial of a study: state, dev score, coefficients, cost. Works while it runs."""
     from mergesearch.results.status import read_status
+    from mergesearch.study_file import parse_study
 
+    budget = parse_study(study_file).content.search.gpu_hours
     with open_existing(study_file, storage) as store:
-        status = read_status(store)
+        status = read_status(store, budget)
     if output == "json":
         print_json(status.to_dict())
         return

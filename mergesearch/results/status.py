@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.store import StudyStore
 
@@ -30,6 +30,7 @@ class TrialLine:
     layer_tokens: int | None
     worker: str | None
     failure: str | None
+    gpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Status:
         best: the number of the highest scoring one.
         best_optimism: how much of that score is luck on average, as `Choice.best_optimism`; None where
             no trial has scores per query.
+        gpu_hours_granted: by the study file, None for any number.
     """
 
     study: str
     trials: tuple[TrialLine, ...]
     best: int | None
     best_optimism: float | None
+    gpu_hours_granted: float | None = None
 
     def count(self, state: str) -> int:
         """How many trials are in a state."""
@@ -58,6 +61,11 @@ class Status:
         """What trials that were stopped after a look did not encode; a whole trial's tokens are the most there are."""
         whole = max((t.tokens or 0 for t in self.trials), default=0)
         return sum(whole - t.tokens for t in self.trials if t.state == "pruned" and t.tokens)
+
+    @property
+    def gpu_hours(self) -> float:
+        """What all trials that ended have held GPUs for; a worker without one counts as one."""
+        return sum(t.gpu_seconds for t in self.trials) / 3600
 
     @property
     def prediction_error(self) -> float | None:
@@ -80,15 +88,18 @@ class Status:
         if best is not None and best.value is not None:
             ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
         off = "" if self.prediction_error is None else f"; predictions were {self.prediction_error:.4f} off on average"
-        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{ending}{off}"
+        held = f"; {self.gpu_hours:.3g} GPU-hours" if self.gpu_hours else ""
+        held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
+        return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{held}{ending}{off}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {**asdict(self), "tokens_saved": self.tokens_saved, "prediction_error": self.prediction_error}
+        names = ("tokens_saved", "prediction_error", "gpu_hours")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
 
-def read_status(store: StudyStore) -> Status:
-    """Read every trial of an open study."""
+def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
+    """Read every trial of an open study, whose budget of GPU-hours is told."""
     lines = []
     for trial in store.trials():
         attrs = trial.user_attrs
@@ -106,8 +117,9 @@ def read_status(store: StudyStore) -> Status:
                 layer_tokens=attrs.get("layer_tokens"),
                 worker=attrs.get("worker"),
                 failure=attrs.get("failure"),
+                gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
             )
         )
     scored = [t for t in lines if t.value is not None]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
-    return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store))
+    return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store), gpu_hours)

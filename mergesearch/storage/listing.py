@@ -12,7 +12,7 @@ from mergesearch.errors import StorageError
 from mergesearch.storage import schema
 from mergesearch.storage.engine import Database
 from mergesearch.storage.opening import is_alive
-from mergesearch.storage.tables import StudyRow, TrialRow, in_utc
+from mergesearch.storage.tables import HistoryRow, StudyRow, TrialRow, in_utc
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,42 @@ class StudySummary:
     best_value: float | None
 
 
+@dataclass(frozen=True)
+class References:
+    """What the studies of a database need of what can be made again.
+
+    Attributes:
+        embeddings: names of artifacts.
+        study_files: the texts that the studies were made and gone on with.
+    """
+
+    embeddings: frozenset[str]
+    study_files: tuple[str, ...]
+
+
+def references(url: str) -> References:
+    """What must not be cleaned away while the studies of a database are there.
+
+    Raises:
+        StorageError: there is no such database, no study in it, or no access.
+    """
+    database, engine = _open(url)
+    with database.friendly(), Session(engine) as session:
+        alive = sa.select(StudyRow.id).where(is_alive())
+        names = sa.select(TrialRow.embeddings).where(TrialRow.study_id.in_(alive), TrialRow.embeddings.is_not(None))
+        texts = list(session.scalars(sa.select(StudyRow.study_file).where(is_alive())))
+        later = session.scalars(sa.select(HistoryRow.detail).where(HistoryRow.study_id.in_(alive)))
+        texts += [detail["study_file"] for detail in later if "study_file" in detail]
+        return References(frozenset(session.scalars(names)), tuple(texts))
+
+
 def list_studies(url: str) -> list[StudySummary]:
     """The studies that mergesearch keeps in a database, oldest first.
 
     Raises:
         StorageError: there is no such database, no study in it, or no access.
     """
-    database = Database.parse(url)
-    if database.path is not None and not database.path.is_file():
-        raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
-    engine = database.engine()
-    schema.prepare(database, engine, create=False)
+    database, engine = _open(url)
 
     def count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         return sa.func.count(TrialRow.id).filter(condition)
@@ -76,3 +101,12 @@ def list_studies(url: str) -> list[StudySummary]:
             StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best)
             for name, file_name, made, complete, pruned, failed, unfinished, best in session.execute(query)
         ]
+
+
+def _open(url: str) -> tuple[Database, sa.Engine]:
+    database = Database.parse(url)
+    if database.path is not None and not database.path.is_file():
+        raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
+    engine = database.engine()
+    schema.prepare(database, engine, create=False)
+    return database, engine

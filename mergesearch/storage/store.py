@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import StorageError
-from mergesearch.evaluation.result import ESTIMATE_ATTR, QUERIES_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
 from mergesearch.storage.engine import Database, redact_urls
@@ -178,7 +178,7 @@ class StudyStore(StudyReader):
                 row.leased_at = sa.func.now()
                 return row.lease_epoch
 
-    def finish(self, number: int, result: TrialResult, *, epoch: int | None = None) -> Told:
+    def finish(self, number: int, result: TrialResult, *, epoch: int | None = None, gpu_seconds: float = 0.0) -> Told:
         """Ends a trial with its scores: scores, attributes, value and state in one transaction.
 
         A trial that was stopped after a look is PRUNED, with its running mean as value. The running means of a trial
@@ -188,6 +188,7 @@ class StudyStore(StudyReader):
             number: the trial.
             result: what it brought back; `result.value` becomes the trial's value.
             epoch: the lease under which it was evaluated; None where no second lease was ever given.
+            gpu_seconds: how long workers were held for it, times their GPUs.
 
         Raises:
             EvaluationError: a score is NaN or infinite, or there are none; the trial keeps running.
@@ -195,7 +196,7 @@ class StudyStore(StudyReader):
         value = scores.check(result)
         state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
         worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
-        attributes = _attributes(_costs(replace(result, worker=worker, notes=notes)))
+        attributes = _attributes({**_costs(replace(result, worker=worker, notes=notes)), **_held(gpu_seconds)})
         looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
 
         with self._driving():
@@ -218,10 +219,10 @@ class StudyStore(StudyReader):
                 self._keep_aside(number, epoch, worker, value, "result")
             return told
 
-    def fail(self, number: int, reason: str, *, epoch: int | None = None) -> Told:
+    def fail(self, number: int, reason: str, *, epoch: int | None = None, gpu_seconds: float = 0.0) -> Told:
         """Ends a trial without scores; the reason is kept, its beginning as the attribute `failure`."""
         text = self._text(reason)
-        attributes = {"failure": text[: ATTRIBUTE_CHARACTERS // 8]}
+        attributes = {"failure": text[: ATTRIBUTE_CHARACTERS // 8], **_held(gpu_seconds)}
 
         def end(session: Session, row: TrialRow) -> None:
             row.outcome, row.reason = opening.OUTCOMES[TrialState.FAIL], text
@@ -328,6 +329,10 @@ def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
         if len(json.dumps(value)) > ATTRIBUTE_CHARACTERS:
             raise StorageError(f"the trial attribute {key!r} is larger than {ATTRIBUTE_CHARACTERS} characters.")
     return clean
+
+
+def _held(gpu_seconds: float) -> dict[str, float]:
+    return {GPU_SECONDS_ATTR: round(gpu_seconds, 6)} if gpu_seconds else {}
 
 
 def _costs(result: TrialResult) -> dict[str, Any]:

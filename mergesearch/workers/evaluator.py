@@ -143,6 +143,12 @@ class EvaluatorSpec:
     prefix: PrefixSpec = field(default_factory=PrefixSpec)
     racing: RacingSettings | None = None
 
+    @property
+    def resident(self) -> EvaluatorSpec:
+        """What decides sources and model: evaluators of specs that are equal in this may be adapted to each other."""
+        evaluation = replace(self.evaluation, metric="", search="")
+        return replace(self, collections=(), evaluation=evaluation, artifacts=None, prefix=PrefixSpec(), racing=None)
+
 
 class TrialEvaluator:
     """Holds the sources and one model resident and evaluates one recipe after the other.
@@ -156,8 +162,22 @@ class TrialEvaluator:
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         torch.set_num_threads(spec.threads)
-        self.spec = spec
         self.encoder, self.merger = open_merger(spec)
+        self._serve(spec)
+
+    def adapt(self, spec: EvaluatorSpec) -> None:
+        """Serve another study as an evaluator made for it would, to the bit; its `spec.resident` is that of this one.
+
+        Raises:
+            CollectionError: a collection cannot be read; the evaluator serves nobody then.
+        """
+        assert spec.resident == self.spec.resident
+        self.encoder.reuse = self._screener = None  # what they hold makes room for the other study's
+        del self.retrieval
+        self._serve(spec)
+
+    def _serve(self, spec: EvaluatorSpec) -> None:
+        self.spec = spec
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
         self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None

@@ -37,6 +37,12 @@ class LocalPool(WorkerPool):
         task, self._task = self._task, None
         return [attempt(self._evaluator, task, "local", self._show)]
 
+    def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
+        """Keep the evaluator, for another study."""
+        assert self._evaluator is not None
+        self._task, self._progress = None, progress
+        self._evaluator.adapt(spec)
+
     def close(self) -> None:
         """Drop the evaluator and with it the weights."""
         self._evaluator = self._task = None

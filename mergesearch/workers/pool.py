@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening
+
+if TYPE_CHECKING:
+    from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,16 @@ class WorkerPool(ABC):
         Raises:
             WorkerError: the last worker is lost and cannot be replaced.
         """
+
+    def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
+        """Serve another study of equal `spec.resident`; sources and model stay where they are.
+
+        Tasks that have no outcome are given up.
+
+        Raises:
+            CollectionError, WorkerError: the study's collections cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} serves one study")
 
     @abstractmethod
     def close(self) -> None:

@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from mergesearch.errors import MergesearchError, WorkerError
-from mergesearch.workers.evaluator import EvaluatorSpec, TrialEvaluator, attempt
+from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, TrialEvaluator, attempt
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,15 @@ class _Actor:
     def ready(self) -> tuple[int, str]:
         """The process id, once the sources are loaded, and why they cannot be (empty when they are)."""
         return os.getpid(), self._problem
+
+    def adapt(self, spec: EvaluatorSpec) -> tuple[int, str]:
+        """Serve another study with the same sources; what `ready` says then."""
+        assert self._evaluator is not None
+        try:
+            self._evaluator.adapt(spec)
+        except MergesearchError as error:
+            self._problem = str(error)
+        return self.ready()
 
     def evaluate(self, task: Task | ScreeningTask, worker: str) -> Outcome:
         """What became of the task."""
@@ -134,6 +143,19 @@ class RayPool(WorkerPool):
             else:
                 outcomes.append(self._outcome(reference))
         return outcomes
+
+    def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:  # noqa: ARG002 - local
+        """Have idle actors keep sources and model; those that are at work or not ready yet begin anew."""
+        idle, self._spec = self.idle, spec
+        self._running.clear()
+        self._building.clear()
+        for name, actor in list(self._actors.items()):
+            if name in idle:
+                self._building[actor.adapt.remote(spec)] = name
+            else:
+                self._rebuild(name)
+        while not self.free:
+            self.wait()
 
     def close(self) -> None:
         """End the actors; end Ray too where this pool started it."""

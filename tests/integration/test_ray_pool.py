@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import signal
@@ -299,3 +300,35 @@ def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: 
     code = command.signal(number)
     assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), command.output
     assert gone(descendants)
+
+
+def test_an_idle_worker_stays_for_another_study_and_one_at_work_begins_anew(
+    cluster: None, tiny: TinyStudy, study: Study
+) -> None:
+    """Where sources and template are the same; scores are those of a pool that was made for the study."""
+    content = tiny.content()
+    content["evaluation"].update(metric="mrr@10", max_length=16)
+    (tiny.folder / "other.yaml").write_text(json.dumps({**content, "study": "other"}), encoding="utf-8")
+    content["evaluation"].pop("max_length")
+    (tiny.folder / "near.yaml").write_text(json.dumps({**content, "study": "near", "seed": 8}), encoding="utf-8")
+    near, far = (load_study(tiny.folder / f"{name}.yaml").evaluator_spec() for name in ("near", "other"))
+    first = study.evaluator_spec()
+    assert near.resident == first.resident != far.resident
+    wanted = recipes(study)[:2]
+    with LocalPool(replace(near, threads=1)) as local:
+        here = evaluate(local, wanted)
+    with RayPool(first, 1) as pool:
+        evaluate(pool, wanted[1:])
+        before = dict(pool.pids)
+        pool.adapt(near)
+        there = evaluate(pool, wanted)
+        assert pool.pids == before
+        for number, outcome in here.items():
+            other = there[number].result
+            assert outcome.result is not None
+            assert other is not None
+            np.testing.assert_array_equal(other.collections[0].scores, outcome.result.collections[0].scores)
+        pool.submit(Task(9, wanted[0]))
+        pool.adapt(first)
+        assert evaluate(pool, wanted[:1]).keys() == {0}
+        assert pool.pids != before

@@ -5,6 +5,7 @@ Whatever happens to workers, every trial ends once, no merge is evaluated twice,
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from mergesearch.controller import (
     Controller,
 )
 from mergesearch.errors import WorkerError
-from mergesearch.evaluation.result import TrialResult
+from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
 from mergesearch.resolving import resolve
 from mergesearch.search.strategy import Proposal, Strategy
 from mergesearch.session import open_store
@@ -88,6 +89,42 @@ def test_a_budget_smaller_than_what_is_enqueued_is_kept_and_the_rest_comes_first
         anchors = [t.user_attrs.get("anchor") for t in store.trials()]
     assert None not in anchors[:3]
     assert anchors[3:] == [None]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_trial_begins_beyond_the_gpu_hours_and_more_of_them_go_on(
+    tiny: TinyStudy, tmp_path: Path, workers: int
+) -> None:
+    """Failed trials have held their workers, too; so do all attempts of a trial whose workers died."""
+    endless = copy_study(tiny, tmp_path / "study").change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
+    bench = Bench(resolve(parse_study(endless.file)), endless.storage)
+
+    def script(task: Task, attempt: int) -> Outcome:
+        time.sleep(0.01)
+        if task.number % 3 == 1:
+            return dying(task, attempt) if attempt == 1 else failing(task, attempt)
+        return scored(task, attempt)
+
+    def held() -> list[float]:
+        with bench.store() as store:
+            return [t.user_attrs.get(GPU_SECONDS_ATTR, 0.0) for t in store.trials()]
+
+    seconds = 0.0
+    for budget in (0.2, 0.5):
+        limited = bench.with_search(strategy="random", gpu_hours=budget / 3600)
+        pool = ScriptedPool(workers, script)
+        summary = limited.drive(pool)
+        assert summary.reason == f"all {budget / 3600:g} GPU-hours are used"
+        assert sum(held()) >= budget > seconds
+        seconds = sum(held())
+        check_ended(bench, pool)
+        if workers == 1:  # with others in flight, the last one to begin need not be the last to end
+            assert sum(held()[:-1]) < budget
+    assert limited.drive(ScriptedPool(workers, script)).evaluated == 0
+    with bench.store() as store:
+        for trial in store.trials():
+            if "duplicate_of" not in trial.user_attrs:
+                assert trial.user_attrs[GPU_SECONDS_ATTR] >= 0.01 * (2 if trial.state.name == "FAIL" else 1)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_each_problem_names_its_line_and_what_was_expected(old: str, new: str, e
         ("  domain: {model", "  low: {model", "mine.yaml:4: 'low' cannot name a source"),
         ("strategy: tpe", "strategy: tpo", "mine.yaml:11: unknown strategy 'tpo'. Did you mean 'tpe'?"),
         ("strategy: tpe", "strategy: {name: tpe, n_startup: 3}", "mine.yaml:11: unknown key 'n_startup'. Did you mean"),
-        ("  trials: 10\n", "", "mine.yaml:10: tpe needs a budget: `trials:` or `minutes:`"),
+        ("  trials: 10\n", "", "mine.yaml:10: tpe needs a budget: `trials:`, `minutes:` or `gpu_hours:`"),
         ("{segments: 2}", "{segments: 2, per_layer: true}", "mine.yaml:7: say exactly one of `segments`"),
         (
             "{segments: 2}\n  coefficients:\n    alpha",
