@@ -19,12 +19,14 @@ from mergesearch.cli import (
     dashboard,
     evaluate,
     export,
+    jobs,
     methods,
     plan,
     quickstart,
     run,
     status,
     studies,
+    submit,
     validate,
 )
 from mergesearch.errors import MergesearchError
@@ -51,7 +53,7 @@ def cli() -> None:
     """The `mergesearch` program."""
 
 
-for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods, clean):
+for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods, submit, jobs, clean):
     cli.add_command(module.command)
 
 

@@ -60,6 +60,19 @@ def url_or_environment(url: str | None) -> str:
     return found
 
 
+def address_option(function: F) -> F:
+    """The dashboard of the Ray cluster that takes jobs."""
+    return click.option(
+        "--address",
+        envvar="RAY_API_SERVER_ADDRESS",
+        default="http://127.0.0.1:8265",
+        show_default=True,
+        show_envvar=True,
+        metavar="URL",
+        help="The Ray cluster's dashboard; its token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
+    )(function)
+
+
 def format_option(function: F) -> F:
     """Table for people, JSON for programs."""
     return click.option(

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "device", "pinned", "mapped"]),
     help="Where the sources are kept; overrides the study file.",
 )
+@click.option("--shared", is_flag=True, help="Refuse a database that other machines cannot reach; jobs are run so.")
 @click.option("--quiet", is_flag=True, help="No progress, only the summary.")
 def command(
     study_files: tuple[Path, ...],
@@ -51,6 +52,7 @@ def command(
     trials: int | None,
     device: str | None,
     residency: str | None,
+    shared: bool,
     quiet: bool,
 ) -> None:
     """Run studies, one after the other. Ctrl-C or a crash loses nothing: the same command goes on where it stopped.
@@ -61,6 +63,7 @@ def command(
     from mergesearch.resolving import resolve
     from mergesearch.session import Workers
     from mergesearch.study_file import parse_study
+    from mergesearch.submitting import check_shared
 
     if workers == "local" and (count or address):
         raise click.UsageError("--count and --address are for Ray workers; local is one worker")
@@ -76,6 +79,8 @@ def command(
     studies = []
     for parsed in map(parse_study, study_files):
         content = parsed.content
+        if shared:
+            check_shared(content, storage)
         search = content.search.model_copy(update={"trials": trials} if trials else {})
         content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
         studies.append(resolve(replace(parsed, content=content)))

@@ -172,8 +172,8 @@ class TrialEvaluator:
             CollectionError: a collection cannot be read; the evaluator serves nobody then.
         """
         assert spec.resident == self.spec.resident
-        self.encoder.reuse = self._screener = None  # what they hold makes room for the other study's
-        del self.retrieval
+        self.encoder.reuse = None  # what is held for one study makes room for the other
+        del self.retrieval, self._screener
         self._serve(spec)
 
     def _serve(self, spec: EvaluatorSpec) -> None:
