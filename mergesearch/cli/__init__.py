@@ -16,6 +16,7 @@ import click
 from mergesearch.cli import (
     best,
     clean,
+    control,
     dashboard,
     evaluate,
     export,
@@ -53,7 +54,23 @@ def cli() -> None:
     """The `mergesearch` program."""
 
 
-for module in (quickstart, validate, plan, run, studies, status, best, evaluate, export, dashboard, methods, submit, jobs, clean):
+for module in (
+    quickstart,
+    validate,
+    plan,
+    run,
+    control,
+    studies,
+    status,
+    best,
+    evaluate,
+    export,
+    dashboard,
+    methods,
+    submit,
+    jobs,
+    clean,
+):
     cli.add_command(module.command)
 
 

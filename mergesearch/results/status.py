@@ -8,12 +8,15 @@ from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
+from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.store import StudyStore
 
 
 @dataclass(frozen=True)
 class TrialLine:
     """One trial as `status` shows it.
+
+    A trial without an end is `running`, or `orphaned` where whoever drove it is gone: the next run takes it over.
 
     `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A
     trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
@@ -43,6 +46,8 @@ class Status:
         best: the number of the highest scoring one.
         best_optimism: how much of that score is luck on average, as `Choice.best_optimism`; None where
             no trial has scores per query.
+        wanted: what all coordinators are told to do: `run`, `pause`, `drain` or `stop`.
+        coordinators: who drives the study now.
         gpu_hours_granted: by the study file, None for any number.
     """
 
@@ -50,6 +55,8 @@ class Status:
     trials: tuple[TrialLine, ...]
     best: int | None
     best_optimism: float | None
+    wanted: str = "run"
+    coordinators: tuple[CoordinatorState, ...] = ()
     gpu_hours_granted: float | None = None
 
     def count(self, state: str) -> int:
@@ -75,7 +82,7 @@ class Status:
 
     def summary(self) -> str:
         """One line for people."""
-        states = ("complete", "running", "pruned", "fail")
+        states = ("complete", "running", "orphaned", "pruned", "fail")
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
         tokens = sum(t.tokens or 0 for t in self.trials)
         layers = [(t.tokens, t.layer_tokens) for t in self.trials if t.tokens and t.layer_tokens]
@@ -92,22 +99,37 @@ class Status:
         held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
         return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{held}{ending}{off}"
 
+    def who(self) -> str:
+        """Who drives the study, what they are told, and what nobody drives any more; a line each, for people."""
+        lines = [f"driven by {c}, {c.trials} trials in flight" for c in self.coordinators] or ["nobody runs it"]
+        if self.wanted == "pause":
+            lines.append("paused; to go on: mergesearch control STUDY.yaml go")
+        elif self.wanted != "run" and self.coordinators:
+            lines.append(f"told to {self.wanted}")
+        if orphaned := self.count("orphaned"):
+            lines.append(f"{orphaned} left behind by a run that ended; the next run takes over")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         names = ("tokens_saved", "prediction_error", "gpu_hours")
-        return {**asdict(self), **{name: getattr(self, name) for name in names}}
+        coordinators = [{**asdict(c), "started_at": c.started_at.isoformat()} for c in self.coordinators]
+        return {**asdict(self), "coordinators": coordinators, **{name: getattr(self, name) for name in names}}
 
 
 def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
     """Read every trial of an open study, whose budget of GPU-hours is told."""
     lines = []
+    alive = {c.id: c for c in store.coordinators() if c.alive}
+    orphaned = {t.number for t in store.unfinished() if t.coordinator not in alive}
     for trial in store.trials():
+        state = trial.state.name.lower()
         attrs = trial.user_attrs
         seconds = [v for k, v in attrs.items() if k.startswith("seconds_")]
         lines.append(
             TrialLine(
                 number=trial.number,
-                state=trial.state.name.lower(),
+                state="orphaned" if state == "running" and trial.number in orphaned else state,
                 label=str(attrs.get("label", "")),
                 value=trial.value if trial.state.name == "COMPLETE" else None,
                 estimate=attrs.get(ESTIMATE_ATTR),
@@ -122,4 +144,12 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
         )
     scored = [t for t in lines if t.value is not None]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
-    return Status(store.record.name, tuple(lines), best.number if best else None, best_optimism(store), gpu_hours)
+    return Status(
+        study=store.record.name,
+        trials=tuple(lines),
+        best=best.number if best else None,
+        best_optimism=best_optimism(store),
+        wanted=store.wants(),
+        coordinators=tuple(alive.values()),
+        gpu_hours_granted=gpu_hours,
+    )

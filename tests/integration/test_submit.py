@@ -32,7 +32,8 @@ pytest_plugins = ["tests.postgres"]
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef"
 needs_dashboard = pytest.mark.skipif(
-    importlib.util.find_spec("aiohttp") is None, reason="Ray has no dashboard here: the extra `cluster` is not installed"
+    importlib.util.find_spec("aiohttp") is None,
+    reason="Ray has no dashboard here: the extra `cluster` is not installed",
 )
 
 
@@ -92,7 +93,9 @@ def head(url_file: Path) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")}
+    ports = {
+        name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
+    }
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie in it, whose names may not be long
     options = {**ports, "dashboard-host": "127.0.0.1", "node-ip-address": "127.0.0.1", "temp-dir": folder}
     options |= {"num-cpus": 2, "object-store-memory": 128 << 20, "ray-client-server-port": free_port()}

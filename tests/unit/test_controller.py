@@ -109,22 +109,24 @@ def test_no_trial_begins_beyond_the_gpu_hours_and_more_of_them_go_on(
         with bench.store() as store:
             return [t.user_attrs.get(GPU_SECONDS_ATTR, 0.0) for t in store.trials()]
 
-    seconds = 0.0
-    for budget in (0.2, 0.5):
+    spent: list[float] = []
+    for _ in range(2):
+        budget = sum(spent) + 0.2
         limited = bench.with_search(strategy="random", gpu_hours=budget / 3600)
         pool = ScriptedPool(workers, script)
         summary = limited.drive(pool)
         assert summary.reason == f"all {budget / 3600:g} GPU-hours are used"
-        assert sum(held()) >= budget > seconds
-        seconds = sum(held())
         check_ended(bench, pool)
+        assert len(held()) > len(spent)
+        spent = held()
+        assert sum(spent) >= 0.999 * budget
         if workers == 1:  # with others in flight, the last one to begin need not be the last to end
-            assert sum(held()[:-1]) < budget
+            assert sum(spent[:-1]) < budget
     assert limited.drive(ScriptedPool(workers, script)).evaluated == 0
     with bench.store() as store:
         for trial in store.trials():
             if "duplicate_of" not in trial.user_attrs:
-                assert trial.user_attrs[GPU_SECONDS_ATTR] >= 0.01 * (2 if trial.state.name == "FAIL" else 1)
+                assert trial.user_attrs[GPU_SECONDS_ATTR] >= 0.0099 * (2 if trial.state.name == "FAIL" else 1)
 
 
 @pytest.mark.parametrize(
@@ -401,4 +403,9 @@ def test_what_another_program_ended_stays_as_it_is(bench: Bench) -> None:
         assert summary.evaluated == 3
         assert store.trials()[1].state == TrialState.FAIL
         assert store.late_results(1)
-    assert ("failed", 1, "was ended by another program", False) in diary.heard
+    assert (
+        "failed",
+        1,
+        "another coordinator took it over or ended it; what came too late is kept aside",
+        False,
+    ) in diary.heard
