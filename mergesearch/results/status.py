@@ -120,8 +120,9 @@ class Status:
 def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
     """Read every trial of an open study, whose budget of GPU-hours is told."""
     lines = []
+    unfinished = store.unfinished()  # before who is alive: a coordinator that starts now holds none of these
     alive = {c.id: c for c in store.coordinators() if c.alive}
-    orphaned = {t.number for t in store.unfinished() if t.coordinator not in alive}
+    orphaned = {t.number for t in unfinished if t.coordinator not in alive}
     for trial in store.trials():
         state = trial.state.name.lower()
         attrs = trial.user_attrs

@@ -99,6 +99,7 @@ def head(url_file: Path) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie in it, whose names may not be long
     options = {**ports, "dashboard-host": "127.0.0.1", "node-ip-address": "127.0.0.1", "temp-dir": folder}
     options |= {"num-cpus": 2, "object-store-memory": 128 << 20, "ray-client-server-port": free_port()}
+    options |= {"min-worker-port": 0, "max-worker-port": 0}  # any that is free
     with (folder / "start.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -117,7 +118,7 @@ def head(url_file: Path) -> Iterator[Head]:
             time.sleep(0.2)
         yield Head(address, folder, environment, process)
     finally:
-        family = started.children(recursive=True)
+        family = started.children(recursive=True) if started.is_running() else []
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_SECONDS)
         for left in psutil.wait_procs(family, timeout=60)[1]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 import mergesearch
@@ -13,7 +15,10 @@ from mergesearch.study_checks import check_file
 from mergesearch.study_file import parse_study_text
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/search.md", "docs/racing.md", "docs/speed.md"]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("docs/search.md", "docs/racing.md", "docs/speed.md", "docs/cluster.md"),
+]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -30,6 +35,22 @@ def test_every_command_shown_is_a_command() -> None:
     shown = set(re.findall(r"^mergesearch ([a-z-]+) ", readme, flags=re.MULTILINE))
     assert {"validate", "plan", "run", "status", "best", "evaluate", "export", "dashboard"} <= shown
     assert shown <= set(cli.commands)
+
+
+def test_every_call_on_the_page_of_clusters_is_one_that_the_program_takes() -> None:
+    calls = [line.partition("#")[0] for block in blocks("docs/cluster.md", "") for line in block.splitlines()]
+    calls = [call for call in calls if call.startswith("mergesearch ")]
+    assert len(calls) >= 15
+    for call in calls:
+        command: click.Command = cli
+        context = None
+        name, *rest = shlex.split(call)
+        while isinstance(command, click.Group):
+            context = command.make_context(name, rest, parent=context)
+            name, resolved, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert resolved is not None, call
+            command = resolved
+        command.make_context(name, rest, parent=context)
 
 
 def test_the_study_in_the_readme_is_valid() -> None:

@@ -243,7 +243,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         parse_study(tmp_path / "latin.yaml")
 
 
-def test_which_database_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_database_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MERGESEARCH_STORAGE_FILE", raising=False)
     monkeypatch.delenv("MERGESEARCH_STORAGE", raising=False)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     named = parse(GOOD + "storage: sqlite:///named.db\n").content
@@ -251,6 +252,9 @@ def test_which_database_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage_url(named) == "sqlite:///named.db"
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///optuna.db")
     assert storage_url(named) == "sqlite:///optuna.db"
+    (tmp_path / "url").write_text("sqlite:///secret.db\n")
+    monkeypatch.setenv("MERGESEARCH_STORAGE_FILE", str(tmp_path / "url"))
+    assert storage_url(named) == "sqlite:///secret.db"
     monkeypatch.setenv("MERGESEARCH_STORAGE", "sqlite:///ours.db")
     assert storage_url(named) == "sqlite:///ours.db"
     assert storage_url(named, "sqlite:///option.db") == "sqlite:///option.db"
