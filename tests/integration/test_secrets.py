@@ -80,7 +80,7 @@ def test_no_command_and_no_process_that_it_starts_shows_the_password(
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         seen |= of_processes(psutil.Process(run.pid))
-        assert b"ray::_Actor" in b"".join(seen.values()).replace(b"Worker", b"_Actor")
+        assert b"ray::" in b"".join(seen.values())  # a worker's process among them
     finally:
         run.terminate()
         assert run.wait(PATIENCE_SECONDS) == 130
@@ -109,7 +109,7 @@ def test_no_command_and_no_process_that_it_starts_shows_the_password(
         assert answer.code in (0, 4), answer.err
         said += answer.out + answer.err
     assert not any(secret in said for secret in secrets)
-    assert "5 evaluated" in said or "nothing to do" in said
+    assert "all 5 trials are done" in said
     database = postgres_url.rpartition("/")[2]
     kept = stored(postgres_server, database)
     assert "segment_1" in kept

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mergesearch.submitting import MOST_BYTES
+from mergesearch.errors import StudyFileError
+from mergesearch.study_file import parse_study
+from mergesearch.submitting import MOST_BYTES, pack
 from tests.commands import PATIENCE_SECONDS, read_table
 from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch, write_lines
 
@@ -192,19 +194,19 @@ def test_what_would_not_be_there_is_refused_all_at_once(tiny: TinyStudy, tmp_pat
     study.change("evaluation", "collections", 0, "folder", to="collection")
     study.change("evaluation", "collections", 0, "test", to={"folder": "~/other"})
     study.change("merge", "examples", to={"file": "../examples.jsonl"})
-    answer = mergesearch("submit", study.file, "--address", "http://127.0.0.1:1")
-    assert answer.code == 2
+    with pytest.raises(StudyFileError) as refused:
+        pack(parse_study(study.file), tmp_path)
+    told = str(refused.value)
     for text in ("'./domain'", "'retriever'", "'kept'", "'collection'", "'~/other'", "'../examples.jsonl'", "password"):
-        assert text in answer.err
-    assert "s3cret" not in answer.err + answer.out
-    assert "7 problems" in answer.err
+        assert text in told
+    assert "7 problems" in told
+    assert "s3cret" not in told
+    answer = mergesearch("submit", make_study(tmp_path / "local").file, "--address", "http://127.0.0.1:1")
+    assert answer.code == 2
+    assert "3 problems" in answer.err  # two models and a collection
 
 
 def test_a_file_of_examples_travels_and_a_large_one_does_not(tiny: TinyStudy, tmp_path: Path) -> None:
-    from mergesearch.errors import StudyFileError
-    from mergesearch.study_file import parse_study
-    from mergesearch.submitting import pack
-
     study = copy_study(tiny, tmp_path / "study").change("storage", to=None)
     study.change("merge", "examples", to={"file": "few/examples.jsonl"})
     (study.folder / "few").mkdir()
