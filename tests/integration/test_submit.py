@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,7 @@ def head(url_file: Path) -> Iterator[Head]:
         process.wait(PATIENCE_SECONDS)
         for left in psutil.wait_procs(family, timeout=60)[1]:
             left.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def answers(address: str) -> bool:
