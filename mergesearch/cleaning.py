@@ -100,7 +100,7 @@ def _candidates(artifacts: Iterable[Path]) -> Iterator[tuple[str, tuple[Path, ..
 def _refers(known: References, what: str, path: Path) -> bool:
     if what == "embeddings":
         return path.name in known.embeddings
-    return any(str(path) in text for text in known.study_files)
+    return any(path.name in text for text in known.study_files)  # however its folder is written there
 
 
 def _folder(location: str) -> str:

@@ -101,7 +101,8 @@ class Status:
 
     def who(self) -> str:
         """Who drives the study, what they are told, and what nobody drives any more; a line each, for people."""
-        lines = [f"driven by {c}, {c.trials} trials in flight" for c in self.coordinators] or ["nobody runs it"]
+        in_flight = {c: "1 trial" if c.trials == 1 else f"{c.trials} trials" for c in self.coordinators}
+        lines = [f"driven by {c}, {trials} in flight" for c, trials in in_flight.items()] or ["nobody runs it"]
         if self.wanted == "pause":
             lines.append("paused; to go on: mergesearch control STUDY.yaml go")
         elif self.wanted != "run" and self.coordinators:

@@ -27,6 +27,7 @@ from mergesearch.controller import (
 from mergesearch.errors import WorkerError
 from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
 from mergesearch.resolving import resolve
+from mergesearch.results.status import read_status
 from mergesearch.search.strategy import Proposal, Strategy
 from mergesearch.session import open_store
 from mergesearch.study import Study
@@ -124,6 +125,7 @@ def test_no_trial_begins_beyond_the_gpu_hours_and_more_of_them_go_on(
             assert sum(spent[:-1]) < budget
     assert limited.drive(ScriptedPool(workers, script)).evaluated == 0
     with bench.store() as store:
+        assert f"{sum(spent) / 3600:.3g} GPU-hours of {budget / 3600:g}" in read_status(store, budget / 3600).summary()
         for trial in store.trials():
             if "duplicate_of" not in trial.user_attrs:
                 assert trial.user_attrs[GPU_SECONDS_ATTR] >= 0.0099 * (2 if trial.state.name == "FAIL" else 1)

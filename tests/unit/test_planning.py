@@ -80,6 +80,14 @@ def test_an_appended_end_token_counts(tmp_path: Path) -> None:
     assert agree(tiny.change("evaluation", "append_eos", to=True)) == without + n_texts
 
 
+def test_the_budget_of_gpu_hours_is_shown(tiny: TinyStudy) -> None:
+    assert "GPU-hours" not in make_plan(load_study(tiny.file)).summary()
+    tiny.change("search", "gpu_hours", to=2.5)
+    plan = make_plan(load_study(tiny.file))
+    assert plan.to_dict()["gpu_hours"] == 2.5
+    assert "ends after 2.5 GPU-hours of its workers" in plan.summary()
+
+
 def test_a_large_corpus_is_sampled_and_the_plan_says_so(tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(tiny.file)
     (exact,) = count_tokens(study).values()
