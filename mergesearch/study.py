@@ -270,6 +270,7 @@ class Study:
             artifacts=self.artifacts,
             prefix=self._prefix_spec(),
             racing=self.racing,
+            gpus=workers.gpus,
         )
 
     @cached_property
@@ -290,7 +291,7 @@ class Study:
     def _prefix_spec(self) -> PrefixSpec:
         """Where the search has use for hidden states of earlier trials."""
         content = self.parsed.content
-        if content.workers.prefix_cache == "off":
+        if content.workers.prefix_cache == "off" or content.workers.gpus > 1:
             return PrefixSpec()
         strategy, granted = self.strategy(), content.workers.prefix_cache
         return PrefixSpec(

@@ -306,6 +306,8 @@ class WorkersEntry(_Closed):
     kind: Literal["local", "ray"] = "local"
     count: int = Field(default=1, ge=1)
     """Ray actors; `local` has one."""
+    gpus: int = Field(default=1, ge=1)
+    """GPUs of every Ray worker, on a CUDA `device`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, …"""
     threads: int | None = Field(default=None, ge=1)

@@ -88,12 +88,16 @@ class PrefixCache:
         kept = _Kept(output, sum(t.numel() * t.element_size() for t in _tensors(output)), 0)
         self._put(prefix, batch, kept, 0)
 
-    def give_way(self) -> bool:
-        """Forget what is on the device and hold half as much there from now on; False when there was nothing."""
+    def give_way(self, *, keep: float = 0.5) -> bool:
+        """Forget what is on the device, and hold only this share of the limit there from now on.
+
+        Returns:
+            Whether there was anything to forget.
+        """
         held = [(p, b) for p, batches in self._kept.items() for b, kept in batches.items() if kept.tier == 0]
         for prefix, batch in held:
             self._take(prefix, batch)
-        self._limits[0] //= 2
+        self._limits[0] = int(keep * self._limits[0])
         return bool(held)
 
     def _put(self, prefix: str, batch: Batch, kept: _Kept, first: int) -> None:
