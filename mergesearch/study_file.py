@@ -404,8 +404,23 @@ def parse_study_text(text: str, path: Path) -> ParsedStudy:
     try:
         content = StudyFile.model_validate(plain(tree))
     except ValidationError as error:
-        raise _error(path, explain(error, StudyFile, path, tree)) from None
+        raise _error(path, explain(error, StudyFile, path, tree, lambda keys: _belongs(keys, tree))) from None
     return ParsedStudy(content, path, text, tree)
+
+
+def _belongs(keys: tuple[str | int, ...], tree: Any) -> str:
+    """Where a strategy's option belongs that was written beside the strategy."""
+    from mergesearch.search.registry import STRATEGIES  # takes a second, and only a mistake needs it
+
+    if len(keys) != 2 or keys[0] != "search":
+        return ""
+    option, entry = str(keys[1]), tree["search"].get("strategy")
+    chosen = entry.get("name") if isinstance(entry, Mapping) else entry
+    owners = [name for name, strategy in STRATEGIES.items() if option in strategy.Options.model_fields]
+    if not owners:
+        return ""
+    owner = chosen if chosen in owners else owners[0]
+    return f"is an option of {owner}: write it under `strategy`, as in `strategy: {{name: {owner}, {option}: …}}`"
 
 
 def storage_url(content: StudyFile, option: str | None = None) -> str:

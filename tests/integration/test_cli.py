@@ -116,6 +116,7 @@ def test_plan_as_table_and_json(tiny: TinyStudy) -> None:
         "alpha.segment_2",
         "batches",
         "sources: mapped (",
+        "strategy: random; scored by ndcg@10, every trial whole",
         "search space: 9 points; trials: 5",
     ):
         assert part in answer.out

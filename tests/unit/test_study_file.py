@@ -254,3 +254,20 @@ def test_which_database_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGESEARCH_STORAGE", "sqlite:///ours.db")
     assert storage_url(named) == "sqlite:///ours.db"
     assert storage_url(named, "sqlite:///option.db") == "sqlite:///option.db"
+
+
+def test_a_strategys_options_beside_the_strategy_are_shown_their_place() -> None:
+    found = spoilt("  strategy: tpe", "  strategy: embedding_surrogate\n  objective: mean\n  exploraton: 1")
+    assert "search.objective: is an option of embedding_surrogate: write it under `strategy`, as in" in found[0]
+    assert "{name: embedding_surrogate, objective: …}" in found[0]
+    assert found[0].startswith("mine.yaml:12:")
+    assert "search.exploraton: unknown key" in found[1]
+    (of_another,) = spoilt("  strategy: tpe", "  strategy: {name: tpe}\n  sigma0: 0.3")
+    assert "is an option of cmaes" in of_another
+
+
+def test_options_of_a_strategy_are_as_typed_as_the_file() -> None:
+    wrong = "{name: embedding_surrogate, candidates: true, exploration: .inf, objective: best, patience: 0}"
+    found = spoilt("  strategy: tpe", f"  strategy: {wrong}")
+    assert len(found) == 4
+    assert all("mine.yaml:11" in line for line in found)
