@@ -10,6 +10,7 @@ import torch
 
 from mergesearch.memory_planning import MemoryPlan, memory_plan, mib
 from mergesearch.search.dimension import Dimension
+from mergesearch.search.registry import STRATEGIES
 from mergesearch.sources.layout import span
 from mergesearch.study import Study
 from mergesearch.token_counts import count_tokens
@@ -174,8 +175,10 @@ def make_plan(study: Study) -> StudyPlan:
 
 
 def _described(strategy: Mapping[str, Any]) -> str:
-    """A strategy and its options as they were resolved, in words."""
-    options = [f"{name} {value}" for name, value in strategy.items() if name != "name" and value is not None]
+    """A strategy, what it maximises, and its options that are not at their defaults, in words."""
+    fields = STRATEGIES[strategy["name"]].Options.model_fields
+    told = [name for name, field in fields.items() if name == "objective" or strategy[name] != field.get_default()]
+    options = [f"{name} {strategy[name]}" for name in told]
     return f"{strategy['name']} ({', '.join(options)})" if options else str(strategy["name"])
 
 

@@ -36,6 +36,8 @@ def study_record(study: Study) -> StudyRecord:
         study_file=study.parsed.text,
         file_name=study.parsed.path.name,
         versions=versions(),
+        defaults=study.score_defaults(),
+        metric=content.evaluation.metric,
     )
 
 

@@ -49,6 +49,8 @@ from mergesearch.workers.prefix_memory import PrefixSpec
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
+_DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention"}
+"""Entries of `evaluation` that are recorded in another form, or that no score depends on."""
 FEW_QUERIES = 200
 """With fewer dev queries the highest of a hundred scores lies well above what it is worth."""
 
@@ -381,7 +383,7 @@ class Study:
                 **({"measured": self._what_is_measured()} if self.method.measured else {}),
             },
             "evaluation": {
-                **content.evaluation.model_dump(exclude={"collections", "search", "prompts", "attention"}),
+                **content.evaluation.model_dump(exclude=_DECIDES_ELSEWHERE),
                 # Like the device, what `auto` comes to is the machine's business.
                 **({} if content.evaluation.attention == "auto" else {"attention": content.evaluation.attention}),
                 "template_files": encoding_files(self.folders[merge.template]),
@@ -394,6 +396,15 @@ class Study:
                 # Batches hold texts of one look, and what was not looked at cannot be compared.
                 **({} if self.racing is None else {"looks": asdict(self.racing.looks)}),
             },
+        }
+
+    def score_defaults(self) -> dict[str, Any]:
+        """What `score_relevant` says where the study file says nothing, as far as the file has a default."""
+        entry = type(self.parsed.content.evaluation)
+        unset = {name: field.get_default() for name, field in entry.model_fields.items() if not field.is_required()}
+        return {
+            "merge": {"options": {name: option.default for name, option in self.method.options.items()}},
+            "evaluation": entry.model_construct(**unset).model_dump(exclude=_DECIDES_ELSEWHERE),
         }
 
     def _what_is_measured(self) -> Mapping[str, Any]:

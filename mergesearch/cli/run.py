@@ -70,9 +70,9 @@ def command(
     search = content.search.model_copy(update={"trials": trials} if trials else {})
     content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
     study = resolve(replace(parsed, content=content))
-    for note in study.notes():
-        click.echo(f"note: {note}")
     with quiet_libraries(), open_store(study, storage_url(content, storage)) as store:
+        for note in store.not_told(study.notes()):
+            click.echo(f"note: {note}")
         try:
             with StudyProgress(study.planned_trials, quiet=quiet) as progress:
                 progress.recorded(sum(t.state.is_finished() for t in store.trials()))

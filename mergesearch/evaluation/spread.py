@@ -78,7 +78,9 @@ def spread(model: Any, layout: Layout, names: Sequence[str]) -> None:
     there = [torch.device(name) for name in names]
     transformer, number = model[0].model, numbers(layout, len(there))
     placed = {module: there[i] for module, i in _modules(transformer, "", layout.layers_path, number)}
-    dispatch_model(transformer, placed, main_device=there[0], force_hooks=True)
+    # Every layer fills its own part of such a cache, where it lies.
+    kept = getattr(transformer, "_skip_keys_device_placement", None)
+    dispatch_model(transformer, placed, main_device=there[0], skip_keys=kept, force_hooks=True)
     for module in list(model)[1:]:
         module.to(there[0])
     wrong = [name for name, p in transformer.named_parameters() if p.device != there[number.get(name, 0)]]

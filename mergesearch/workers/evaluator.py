@@ -160,12 +160,16 @@ class TrialEvaluator:
     Raises:
         SourceError: a source cannot be read or holds NaN.
         CollectionError: a collection cannot be read.
+        MemoryFullError: sources and model do not fit.
     """
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.encoder, self.merger = open_merger(spec)
+        try:
+            self.encoder, self.merger = open_merger(spec)
+        except (RuntimeError, MemoryError) as error:
+            raise _memory_full("loading the sources", spec.evaluation.device, error) from error
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
         self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None
@@ -245,15 +249,10 @@ class TrialEvaluator:
             try:
                 return work(), failures
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+                full = _memory_full(doing, self.encoder.device, error)
                 failures += 1
                 if self.encoder.reuse is None or not self.encoder.reuse.cache.give_way(keep=0.0):
-                    said = (str(error) or type(error).__name__).splitlines()[0]
-                    raise MemoryFullError(
-                        f"the memory of {self.encoder.device} was full while {doing} ({said}). Take fewer workers, "
-                        "`workers.residency: auto`, or a smaller `workers.prefix_cache` or `evaluation.batch_tokens`."
-                    ) from error
+                    raise full from error
             release()
 
     def _open_reuse(self) -> PrefixReuse | None:
@@ -297,6 +296,17 @@ def attempt(
     except Exception as error:
         logger.exception("%s failed", task)
         return Outcome(task, worker, failure=f"{type(error).__name__}: {error}")
+
+
+def _memory_full(doing: str, device: str | torch.device, error: Exception) -> MemoryFullError:
+    """What people are told of a failed allocation; any other error is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    return MemoryFullError(
+        f"the memory of {device} was full while {doing} ({said}). Take fewer workers, `workers.residency: auto`, "
+        "or a smaller `workers.prefix_cache` or `evaluation.batch_tokens`."
+    )
 
 
 def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:

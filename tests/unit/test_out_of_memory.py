@@ -49,12 +49,12 @@ def test_a_process_without_memory_to_spare(tmp_path: Path) -> None:
     tiny = make_study(tmp_path)
     corpus = tmp_path / "collection" / "corpus.jsonl"
     documents = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
-    # One batch of 2,000 texts of 64 tokens: a single layer's attention is 131 MB.
-    more = [{"_id": f"long{i}", "title": "", "text": f"{i % 97} {'search model of the ' * 16}"} for i in range(1970)]
+    # One batch of 1,000 texts of 64 tokens: a single layer's attention is 66 MB.
+    more = [{"_id": f"long{i}", "title": "", "text": f"{i % 97} {'search model of the ' * 16}"} for i in range(970)]
     write_lines(corpus, [*documents, *more])
-    tiny.change("evaluation", "batch_tokens", to=1 << 17).change("evaluation", "attention", to="eager")
+    tiny.change("evaluation", "batch_tokens", to=1 << 16).change("evaluation", "attention", to="eager")
     tiny.change("evaluation", "metric", to="ndcg@1000")
-    command = [sys.executable, "-m", "tests.out_of_memory", str(tiny.file), "24"]
+    command = [sys.executable, "-m", "tests.out_of_memory", str(tiny.file), "12"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

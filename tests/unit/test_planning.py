@@ -240,10 +240,10 @@ def test_a_plan_is_plain_json(tiny: TinyStudy) -> None:
 
 
 def test_a_plan_says_how_is_searched_and_what_may_end_early(tiny: TinyStudy) -> None:
-    strategy = {"name": "embedding_surrogate", "objective": "cross_fit"}
+    strategy = {"name": "embedding_surrogate", "patience": 3}
     tiny.change("search", to={"strategy": strategy, "trials": 7, "racing": {"looks": [0.25, 0.5]}})
     summary = make_plan(load_study(tiny.file)).summary()
-    assert "strategy: embedding_surrogate (initial auto, objective cross_fit, exploration 0.5" in summary
+    assert "strategy: embedding_surrogate (objective lower_bound, patience 3); scored by" in summary
     assert "scored by ndcg@10, raced: trials may be stopped after 25%, 50% of the queries" in summary
     assert "trials: at most 7" in summary
     timed = make_plan(load_study(tiny.change("search", to={"strategy": "random", "trials": 7, "minutes": 1.0}).file))

@@ -19,7 +19,7 @@ from mergesearch.resolving import load_study
 from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.workers.evaluator import TrialEvaluator
 from tests.tiny_models import KINDS, make_tiny
-from tests.tiny_studies import TinyStudy, make_study
+from tests.tiny_studies import TinyStudy, make_study, mergesearch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,18 @@ def test_a_study_scores_the_same_on_several_devices(tmp_path: Path) -> None:
         recipe = study.recipe(point)
         assert several.evaluate(recipe).value == one.evaluate(recipe).value
         assert several.merger.fingerprint() == one.merger.fingerprint()
+
+
+def test_a_winner_that_was_spread_is_exported_and_scored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tiny = make_study(tmp_path).change("workers", to={"gpus": 2, "threads": 1}).change("search", "trials", to=3)
+    ran = mergesearch("run", tiny.file)
+    assert ran.code == 0, ran.err
+    exported = mergesearch("export", tiny.file, "--out", tmp_path / "merged", "--trial", 2)
+    assert exported.code == 0, exported.err
+    parts, whole = open_encoder(tmp_path / "merged", gpus=2), open_encoder(tmp_path / "merged")
+    assert parts.parameters.keys() == whole.parameters.keys()
+    assert all(torch.equal(parts.parameters[name], p) for name, p in whole.parameters.items())
 
 
 def test_more_gpus_than_there_are_is_an_error() -> None:
