@@ -9,18 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from mergesearch.artifacts import Artifacts
-from mergesearch.errors import CollectionError, EvaluationError, MemoryFullError, MergeError, MergesearchError
+from mergesearch.errors import CollectionError, EvaluationError, MergeError, MergesearchError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.kept import Keeper
-from mergesearch.evaluation.memory import is_out_of_memory, release
+from mergesearch.evaluation.memory import with_room
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
 from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
 from mergesearch.evaluation.raced import RacedEvaluator
@@ -166,10 +167,8 @@ class TrialEvaluator:
     def __init__(self, spec: EvaluatorSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        try:
-            self.encoder, self.merger = open_merger(spec)
-        except (RuntimeError, MemoryError) as error:
-            raise _memory_full("loading the sources", spec.evaluation.device, error) from error
+        opened, _ = with_room(lambda: open_merger(spec), "loading the sources", spec.evaluation.device)
+        self.encoder, self.merger = opened
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
         self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None
@@ -237,23 +236,10 @@ class TrialEvaluator:
         return self._with_room("predicting merges from embeddings", lambda: screener.answer(task))[0]
 
     def _with_room(self, doing: str, work: Callable[[], T]) -> tuple[T, int]:
-        """What the work brings, and how often it ran out of memory and was begun again.
-
-        Hidden states that are kept for later trials make room: all of them, for a trial is to be repeated once at most.
-
-        Raises:
-            MemoryFullError: nothing is left that could make room.
-        """
-        failures = 0
-        while True:
-            try:
-                return work(), failures
-            except (RuntimeError, MemoryError) as error:
-                full = _memory_full(doing, self.encoder.device, error)
-                failures += 1
-                if self.encoder.reuse is None or not self.encoder.reuse.cache.give_way(keep=0.0):
-                    raise full from error
-            release()
+        """See `with_room`: hidden states that are kept for later trials make it, all of them, and once."""
+        reuse = self.encoder.reuse
+        made = (lambda: False) if reuse is None else partial(reuse.cache.give_way, keep=0.0)
+        return with_room(work, doing, self.encoder.device, made)
 
     def _open_reuse(self) -> PrefixReuse | None:
         """What keeps hidden states between trials, in memory that is left now; None where it would not pay."""
@@ -296,17 +282,6 @@ def attempt(
     except Exception as error:
         logger.exception("%s failed", task)
         return Outcome(task, worker, failure=f"{type(error).__name__}: {error}")
-
-
-def _memory_full(doing: str, device: str | torch.device, error: Exception) -> MemoryFullError:
-    """What people are told of a failed allocation; any other error is raised again."""
-    if not is_out_of_memory(error):
-        raise error
-    said = (str(error) or type(error).__name__).splitlines()[0]
-    return MemoryFullError(
-        f"the memory of {device} was full while {doing} ({said}). Take fewer workers, `workers.residency: auto`, "
-        "or a smaller `workers.prefix_cache` or `evaluation.batch_tokens`."
-    )
 
 
 def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
