@@ -243,10 +243,11 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         boundaries=[],
         mapped=0,
         host=host,
-        banks_on_host=0 if in_system else content.workers.count * held_embeddings,
+        banks_on_host=0,
         gpus=len(there),
     )
     count = content.workers.count
+    plan = replace(plan, banks_on_host=0 if in_system else count * held_embeddings)
     room = (plan.available - plan.needed) // plan.workers
     kept, why = choose_residency(spec.residency, device, sizes, room=int(room / share), host=host // count)
     plan = replace(plan, residency=kept, why=why)

@@ -433,6 +433,8 @@ def _costs(result: TrialResult) -> dict[str, Any]:
     if result.estimate is not None:
         attributes[ESTIMATE_ATTR] = result.estimate
         attributes["stopped_by"] = result.stopped_by
+    if result.out_of_memory:
+        attributes["out_of_memory"] = result.out_of_memory
     if result.notes:
         attributes["notes"] = "; ".join(result.notes)[: ATTRIBUTE_CHARACTERS // 8]
     return attributes

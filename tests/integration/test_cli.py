@@ -372,3 +372,14 @@ def test_the_program_leaves_the_process_that_called_it_as_it_was() -> None:
         mergesearch(*arguments)
         assert sys.unraisablehook is before[0]
         assert signal.getsignal(signal.SIGTERM) is before[1]
+
+
+def test_a_strategys_options_are_checked_before_anything_is_loaded(fresh: TinyStudy) -> None:
+    strategy = {"name": "embedding_surrogate", "objective": "worst", "candidates": 1}
+    fresh.change("search", to={"strategy": strategy, "trials": 5})
+    for command in ("validate", "plan", "run"):
+        answer = mergesearch(command, fresh.file)
+        assert answer.code == 2
+        assert f"{fresh.line_of('objective:')}: objective: input should be 'lower_bound'" in answer.err
+        assert f"{fresh.line_of('candidates:')}: candidates: " in answer.err
+    assert not (fresh.folder / "study.db").exists()

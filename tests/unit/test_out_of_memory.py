@@ -18,6 +18,7 @@ from mergesearch.evaluation.search import TopK
 from mergesearch.resolving import load_study
 from mergesearch.workers.evaluator import GAVE_WAY, TrialEvaluator, attempt
 from mergesearch.workers.pool import Outcome, Task
+from tests.storage_helpers import begin, open_store, result
 from tests.tiny_studies import TinyStudy, make_study, write_lines
 
 MORE_THAN_THERE_IS = 1 << 55
@@ -101,10 +102,10 @@ def test_hidden_states_make_room_for_the_search(tiny: TinyStudy, monkeypatch: py
     recipes = [study.recipe(point) for point in study.space.grid()]
     expected = [evaluator.evaluate(recipe).value for recipe in recipes[:2]]
     assert sum(reuse.cache.n_bytes) > 0
-    result = TopK.result
+    found = TopK.result
 
     def crowded(search: TopK) -> Any:
-        return too_much() if sum(reuse.cache.n_bytes) else result(search)
+        return too_much() if sum(reuse.cache.n_bytes) else found(search)
 
     monkeypatch.setattr(TopK, "result", crowded)
     outcome = attempt(evaluator, Task(1, recipes[1]), "w")
@@ -115,6 +116,15 @@ def test_hidden_states_make_room_for_the_search(tiny: TinyStudy, monkeypatch: py
     again = attempt(evaluator, Task(0, recipes[0]), "w").result
     assert isinstance(again, TrialResult)
     assert (again.value, again.out_of_memory) == (expected[0], 0)
+
+
+def test_the_trial_says_that_memory_ran_out(tmp_path: Path) -> None:
+    with open_store(f"sqlite:///{tmp_path}/study.db") as store:
+        store.finish(begin(store, 0.1, "a"), replace(result(1), out_of_memory=2, notes=("a batch was split",)))
+        store.finish(begin(store, 0.2, "b"), result(2))
+        attributes = [trial.user_attrs for trial in store.trials()]
+    assert (attributes[0]["out_of_memory"], attributes[0]["notes"]) == (2, "a batch was split")
+    assert "out_of_memory" not in attributes[1]
 
 
 def value(outcome: Outcome) -> float:
