@@ -266,7 +266,7 @@ def threads_of(worker: Any) -> dict[str, int]:
 def test_a_worker_has_the_threads_of_its_share(cluster: None, study: Study) -> None:
     """Of torch, OpenMP, MKL and the tokenizers, whatever OMP_NUM_THREADS says (here 1, in tests)."""
     with RayPool(replace(study.evaluator_spec(), threads=2), 1) as pool:
-        found = ray.get(pool._actors["ray-0"].__ray_call__.remote(threads_of))
+        found = ray.get(pool._workers["ray-0"].actor.__ray_call__.remote(threads_of))
     assert {"omp_get_max_threads", "rayon"} <= found.keys()
     assert set(found.values()) == {2}
 
