@@ -28,8 +28,8 @@ MOST_FAILED_BUILDS = 3
 """So often in a row a worker may die while it loads the sources; then it is given up."""
 PATIENCE_SECONDS = 60.0
 """After so long without any worker the log says what is waited for."""
-FOLLOWING_SECONDS = 2.0
-"""How often a pool that follows its cluster looks at the nodes."""
+LOOKING_SECONDS = 2.0
+"""How often the pool looks which nodes there are."""
 
 
 @dataclass(eq=False)
@@ -151,7 +151,7 @@ class RayPool(WorkerPool):
         before = set(self.idle)
         while True:
             left = self.lease if end is None else max(0.0, end - time.monotonic())
-            outcomes = self._turn(min(left, self.lease / PINGS_PER_LEASE, FOLLOWING_SECONDS))
+            outcomes = self._turn(min(left, self.lease / PINGS_PER_LEASE, LOOKING_SECONDS))
             if outcomes or set(self.idle) - before or (end is not None and time.monotonic() >= end):
                 return outcomes
 
@@ -167,7 +167,7 @@ class RayPool(WorkerPool):
 
     def _turn(self, seconds: float) -> list[Outcome]:
         """Listen for so long, or until something is heard, and do what has to be done about it."""
-        self._follow()
+        outcomes = self._look_at_nodes()
         self._send_pings()
         waited = [(w.call, w) for w in self._workers.values() if w.call is not None]
         waited += [(w.ping, w) for w in self._workers.values() if w.ping is not None]
@@ -181,7 +181,7 @@ class RayPool(WorkerPool):
             time.sleep(seconds)
         # Only time in which this process listened: it may itself have been stopped, and its workers are not to blame.
         listened = min(time.monotonic() - started, seconds)
-        outcomes = [self._hear(w, reference) for reference, w in waited if reference in answered]
+        outcomes += [self._hear(w, reference) for reference, w in waited if reference in answered]
         for worker in [w for w in self._workers.values() if w.node]:
             worker.silent += listened
             if worker.silent > self.lease:
@@ -269,16 +269,20 @@ class RayPool(WorkerPool):
         """How many workers there should be now. One waits even where there is no room: it makes an autoscaler act."""
         return max(1, room(self._request) - self._given_up) if self._count == "auto" else self._count
 
-    def _follow(self) -> None:
-        """Have workers come with nodes, and no longer wait for nodes that have left."""
-        if self._count != "auto" or time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + FOLLOWING_SECONDS
-        wanted = self._wanted()
+    def _look_at_nodes(self) -> list[Outcome | None]:
+        """Miss the workers of nodes that have left; with `auto`, have as many as there is room for now."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + LOOKING_SECONDS
+        there = nodes()
+        left = [w for w in self._workers.values() if w.node and w.node not in there]
+        outcomes = [self._lost(w, f"{w.name} (pid: {w.pid}) is gone: its node has left the cluster") for w in left]
+        wanted = self._wanted() if self._count == "auto" else len(self._workers)
         while len(self._workers) < wanted:
             self._start(next(self._names))
         for name in self.pending[::-1][: max(0, len(self._workers) - wanted)]:
             kill(self._workers.pop(name).actor)
+        return outcomes
 
     def _send_pings(self) -> None:
         if time.monotonic() < self._next_ping:

@@ -89,7 +89,7 @@ def pool(shared: list[RayPool], study: Study) -> Iterator[RayPool]:
 
 def wait_for_workers(pool: RayPool, count: int = 2) -> None:
     while pool.free < count:
-        assert pool.wait() == []
+        assert pool.wait(timeout=PATIENCE_SECONDS) == []
 
 
 def recipes(study: Study) -> list[MergeRecipe]:
@@ -168,8 +168,8 @@ class DeadlyPool(WorkerPool):
                 process.resume()
         return name
 
-    def wait(self) -> list[Outcome]:
-        return self.pool.wait()
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        return self.pool.wait(timeout)
 
     def close(self) -> None:
         """The pool goes on for others."""
@@ -257,6 +257,44 @@ def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: St
     pool.close()
 
 
+def test_a_worker_that_is_stopped_loses_its_trial_and_is_replaced_and_what_it_says_later_is_not_heard(
+    study: Study, pool: RayPool
+) -> None:
+    wanted, usual = recipes(study), pool.lease
+    name = pool.idle[0]
+    stopped = psutil.Process(pool.pids[name])
+    stop(stopped)
+    task = Task(0, wanted[0])
+    assert pool.submit(task, name) == name
+    assert pool.wait(timeout=0) == []  # nobody is given up who was not listened to
+    pool.lease = 2.0  # for him alone: whoever loads models on a busy machine may be silent for longer
+    try:
+        (outcome,) = pool.wait()
+    finally:
+        pool.lease = usual
+        with suppress(psutil.NoSuchProcess):
+            stopped.resume()  # he may finish, now
+    assert (outcome.task, outcome.worker, outcome.worker_died) == (task, name, True)
+    assert f"{name} answered nothing for 2 seconds (pid: {stopped.pid})" in (outcome.failure or "")
+    found = evaluate(pool, wanted)  # asserts that each comes back once
+    assert all(o.result is not None for o in found.values())
+    wait_for_workers(pool)
+    assert stopped.pid not in pool.pids.values()
+    assert gone([stopped])
+
+
+def test_a_worker_that_stays_stopped_is_killed_all_the_same(study: Study, pool: RayPool) -> None:
+    name = pool.idle[0]
+    stopped = psutil.Process(pool.pids[name])
+    stop(stopped)
+    usual, pool.lease = pool.lease, 2.0
+    while pool.pids.get(name) == stopped.pid:  # though it has no trial
+        assert pool.wait(timeout=0.1) == []
+    pool.lease = usual
+    assert gone([stopped])
+    wait_for_workers(pool)
+
+
 def threads_of(worker: Any) -> dict[str, int]:
     """Runs in the worker, in a call after the one that loaded the sources."""
     found = dict(re.findall(r"(\w+_get_(?:max|num)_threads)\(\) : (\d+)", torch.__config__.parallel_info()))
@@ -277,6 +315,12 @@ def test_sources_that_cannot_be_loaded_end_the_pool_with_the_reason(
     broken = make_variant(study.folders["retriever"], tmp_path / "broken", seed=0, scale=float("nan"))
     spec = replace(study.evaluator_spec(), folders={**study.folders, "domain": broken})
     with pytest.raises(WorkerError, match=r"(?s)no Ray worker can load the sources.*NaN"):
+        RayPool(spec, 1)
+
+
+def test_a_folder_that_its_node_lacks_is_named(cluster: None, study: Study, tmp_path: Path) -> None:
+    spec = replace(study.evaluator_spec(), folders={**study.folders, "domain": tmp_path / "elsewhere"})
+    with pytest.raises(WorkerError, match=r"node \S+ \([\d.]+\) has no '.*/elsewhere', which source 'domain'"):
         RayPool(spec, 1)
 
 
