@@ -122,6 +122,12 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
+def environment(process: psutil.Process) -> dict[str, str]:
+    with suppress(psutil.NoSuchProcess):
+        return process.environ()
+    return {}
+
+
 def listening(processes: list[psutil.Process]) -> set[str]:
     """The addresses that other programs can reach them at."""
     found: set[str] = set()
@@ -340,6 +346,9 @@ def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: 
     addresses = listening([psutil.Process(command.pid), *descendants])
     assert addresses
     assert all(map(is_loopback, addresses)), addresses
+    modes = {environment(p).get("RAY_AUTH_MODE") for p in descendants if "raylet" in p.name()}
+    assert modes == {"token"}
+    assert "authentication" not in command.output  # there is nothing to be warned of
     code = command.signal(number)
     assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), command.output
     assert gone(descendants)
