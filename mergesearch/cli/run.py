@@ -16,6 +16,8 @@ from mergesearch.cli.common import examples, quiet_libraries, storage_option, st
 class WorkerCount(click.IntRange):
     """A whole number from 1 on, or `auto`."""
 
+    name = "number|auto"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, or `auto`."""
         return value if value == "auto" else super().convert(value, param, ctx)

@@ -88,7 +88,9 @@ def connect(address: str | None, cpus: int) -> None:
                 ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         where = f"at {address!r}" if address else "on this machine"
-        remedy = "Look at it: ray status" if address else "See the log in /tmp/ray/session_latest/logs"
+        remedy = "See the log in /tmp/ray/session_latest/logs"
+        if address:
+            remedy = "Look at it: ray status. If it wants a token: RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN"
         raise WorkerError(f"no Ray cluster {where}: {evidence(error)}. {remedy}") from error
 
 
