@@ -44,7 +44,11 @@ class Reading(NamedTuple):
 
 METRICS = (
     Metric(
-        "mergesearch_trials", "counter", "trials", "Trials ended: complete, pruned or failed.", ("study", "outcome")
+        "mergesearch_trials",
+        "counter",
+        "trials",
+        "Trials that workers ended: complete, pruned or failed. One whose worker died is none of them.",
+        ("study", "outcome"),
     ),
     Metric("mergesearch_tokens", "counter", "tokens", "Useful tokens encoded.", ("study",)),
     Metric("mergesearch_layer_tokens", "counter", "tokens", "Useful tokens times the layers run for them.", ("study",)),

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 """A worker that answers nothing for so long has lost its trial; MERGESEARCH_LEASE_SECONDS overrides."""
 PINGS_PER_LEASE = 6
+LEASES_TO_LOAD = 5
+"""A worker that loads sources and texts may be silent for longer: some libraries let no other thread run meanwhile."""
 MOST_FAILED_BUILDS = 3
 """So often in a row a worker may die while it loads the sources; then it is given up."""
 PATIENCE_SECONDS = 60.0
@@ -184,8 +186,9 @@ class RayPool(WorkerPool):
         outcomes += [self._hear(w, reference) for reference, w in waited if reference in answered]
         for worker in [w for w in self._workers.values() if w.node]:
             worker.silent += listened
-            if worker.silent > self.lease:
-                why = f"{worker.name} answered nothing for {self.lease:g} seconds (pid: {worker.pid})"
+            lease = self.lease if worker.loaded else LEASES_TO_LOAD * self.lease
+            if worker.silent > lease:
+                why = f"{worker.name} answered nothing for {lease:g} seconds (pid: {worker.pid})"
                 outcomes.append(self._lost(worker, f"{why}: it was stopped, or its machine hangs"))
         if self.pids:
             self._next_warning = time.monotonic() + PATIENCE_SECONDS
