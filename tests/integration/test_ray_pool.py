@@ -39,12 +39,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Futu
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Two CPUs for the workers that tests share and one for a test that needs a worker of its own."""
+    """Two CPUs for the workers that tests share and two for a test that needs workers of its own."""
     handler = signal.getsignal(signal.SIGTERM)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
-        num_cpus=3,
+        num_cpus=4,
         include_dashboard=False,
         object_store_memory=128 << 20,
         log_to_driver=False,
@@ -331,7 +331,7 @@ def test_a_folder_that_its_node_lacks_is_named(cluster: None, study: Study, tmp_
 
 
 def test_more_workers_than_cpus_are_refused(cluster: None, study: Study) -> None:
-    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 3.*workers\.count"):
+    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 4.*workers\.count"):
         RayPool(replace(study.evaluator_spec(), threads=4), 3)
 
 
