@@ -253,16 +253,6 @@ def test_a_trial_that_kills_more_workers_than_allowed_fails_with_the_evidence(
     wait_for_workers(pool)
 
 
-def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: Study, pool: RayPool) -> None:
-    processes = [psutil.Process(pid) for pid in pool.pids.values()]
-    for number, recipe in enumerate(recipes(study)[:2]):
-        pool.submit(Task(number, recipe))
-    pool.close()
-    assert gone(processes)
-    assert ray.is_initialized()  # it was not the pool's
-    pool.close()
-
-
 def test_a_worker_that_is_stopped_loses_its_trial_and_is_replaced_and_what_it_says_later_is_not_heard(
     study: Study, pool: RayPool
 ) -> None:
@@ -299,6 +289,16 @@ def test_a_worker_that_stays_stopped_is_killed_all_the_same(study: Study, pool: 
     pool.lease = usual
     assert gone([stopped])
     wait_for_workers(pool)
+
+
+def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: Study, pool: RayPool) -> None:
+    processes = [psutil.Process(pid) for pid in pool.pids.values()]
+    for number, recipe in enumerate(recipes(study)[:2]):
+        pool.submit(Task(number, recipe))
+    pool.close()
+    assert gone(processes)
+    assert ray.is_initialized()  # it was not the pool's
+    pool.close()
 
 
 def threads_of(worker: Any) -> dict[str, int]:
