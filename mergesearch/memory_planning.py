@@ -233,7 +233,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         banks=banks + held_embeddings if in_system else banks,
         prefixes=0,
         libraries=LIBRARY_BYTES if in_system and content.workers.kind == "ray" else 0,
-        workers=content.workers.count if in_system else 1,
+        workers=study.workers if in_system else 1,
         study=texts,
         available=host if in_system else min(map(free_memory, there)),
         residency="device",
@@ -246,7 +246,7 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         banks_on_host=0,
         gpus=len(there),
     )
-    count = content.workers.count
+    count = study.workers
     plan = replace(plan, banks_on_host=0 if in_system else count * held_embeddings)
     room = (plan.available - plan.needed) // plan.workers
     kept, why = choose_residency(spec.residency, device, sizes, room=int(room / share), host=host // count)
@@ -282,6 +282,24 @@ def _banks(study: Study) -> tuple[int, int]:
         on_device += bank_bytes(n, queries, documents, size)
         held += 2 * n * (queries + documents) * size
     return on_device, held
+
+
+def worker_memory(study: Study) -> int:
+    """Bytes of its machine's memory that one worker needs, about, whatever the machine: what Ray places workers by.
+
+    Sources in mapped files are left out, and so are hidden states that are kept where there happens to be room.
+    """
+    content = study.parsed.content
+    granted = content.workers.prefix_cache
+    held = content.workers.residency if content.workers.residency == "device" else "auto"
+    alone = {"kind": "ray", "count": 1, "gpus": 1, "device": "cpu", "residency": held}
+    alone["prefix_cache"] = "off" if granted == "auto" else granted
+    content = content.model_copy(update={"workers": content.workers.model_copy(update=alone)})
+    on_cpu = replace(study, parsed=replace(study.parsed, content=content))
+    plan = memory_plan(on_cpu)
+    if study.evaluator_spec().evaluation.device.startswith("cuda"):
+        return plan.libraries + plan.model + plan.texts  # the model is loaded here before it goes to the GPU
+    return plan.needed - plan.study
 
 
 def _kept_documents(collection: Collection, hits: int) -> int:

@@ -166,7 +166,7 @@ def make_plan(study: Study) -> StudyPlan:
         tokens_per_trial=tokens,
         tokens_exact=all(c.exact for c in counts.values()),
         memory=memory,
-        workers=study.parsed.content.workers.count,
+        workers=study.workers,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rates[dtype] * EXPECTED_EFFICIENCY),
         dtypes=dtype_note(dtype, rates),
         layer_share=study.layer_share if memory.boundaries == list(spec.prefix.boundaries) else None,

@@ -265,15 +265,26 @@ class Study:
                 search=evaluation.search,
                 device=_device(device or workers.device),
             ),
+            study=self.name,
             shared_tokens=self.shared is not None,
-            threads=threads or workers.threads or default_threads(workers.count),
+            threads=threads or workers.threads or default_threads(self.workers),
             residency=workers.residency,
-            workers=workers.count,
+            workers=self.workers,
             artifacts=self.artifacts,
             prefix=self._prefix_spec(),
             racing=self.racing,
             gpus=workers.gpus,
         )
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are; where the study file says `auto`, how many fit on a machine like this one."""
+        workers = self.parsed.content.workers
+        if workers.count != "auto":
+            return workers.count
+        if _device(workers.device).startswith("cuda"):
+            return max(1, torch.cuda.device_count() // workers.gpus)
+        return max(1, default_threads(1) // workers.threads) if workers.threads else 1
 
     @cached_property
     def lowest_layers(self) -> dict[str, float]:
@@ -361,7 +372,7 @@ class Study:
         chosen = STRATEGIES[entry.name]
         strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
         strategy.metric = self.parsed.content.evaluation.metric
-        strategy.workers = self.parsed.content.workers.count
+        strategy.workers = self.workers
         return strategy
 
     def score_relevant(self) -> dict[str, Any]:

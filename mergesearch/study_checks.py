@@ -143,7 +143,7 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
         checks.add(f"{message}write `template` here", "merge", "other_vocabulary")
     _check_search(checks, parsed)
     _check_evaluation(checks, parsed)
-    if content.workers.kind == "local" and content.workers.count > 1:
+    if content.workers.kind == "local" and content.workers.count != 1:
         checks.add("local is one worker; use `kind: ray` for several", "workers", "count")
     device = content.workers.device
     if content.workers.residency == "pinned" and device != "auto" and not device.startswith("cuda"):

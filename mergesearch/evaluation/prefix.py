@@ -142,6 +142,10 @@ class PrefixReuse:
         layers: the model's transformer blocks, in the order in which they run.
         boundaries: after how many layers states are kept, in ascending order.
         cache: where.
+
+    Attributes:
+        hits: batches that were begun above the first layer.
+        misses: batches that were not.
     """
 
     def __init__(self, layers: Sequence[nn.Module], boundaries: Sequence[int], cache: PrefixCache) -> None:
@@ -149,6 +153,7 @@ class PrefixReuse:
         self.cache = cache
         self._layers = layers
         self._keys: tuple[tuple[int, str], ...] = ()
+        self.hits = self.misses = 0
 
     @contextmanager
     def trial(self, prefix_key: Callable[[int], str]) -> Iterator[None]:
@@ -183,6 +188,7 @@ class PrefixReuse:
                     hook = self._layers[boundary - 1].register_forward_hook(partial(record, other))
                     stack.callback(hook.remove)
             yield below
+        self.hits, self.misses = self.hits + bool(below), self.misses + (not below)
         for other, output in recorded:  # only now: a batch that failed leaves nothing
             self.cache.add(other, batch, output)
 

@@ -134,6 +134,7 @@ class EvaluatorSpec:
         artifacts: where embeddings of trials are kept; None keeps none.
         prefix: where hidden states of one trial may serve another.
         racing: the looks that trials are scored in; None scores them at once.
+        study: its name, which metrics are labelled with.
     """
 
     folders: Mapping[str, Path]
@@ -151,6 +152,7 @@ class EvaluatorSpec:
     artifacts: str | None = None
     prefix: PrefixSpec = field(default_factory=PrefixSpec)
     racing: RacingSettings | None = None
+    study: str = ""
 
 
 class TrialEvaluator:

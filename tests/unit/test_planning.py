@@ -12,7 +12,7 @@ import torch
 
 from mergesearch import memory_planning, planning, token_counts
 from mergesearch.errors import MemoryPlanError, StudyFileError
-from mergesearch.memory_planning import check_memory, memory_plan
+from mergesearch.memory_planning import check_memory, memory_plan, worker_memory
 from mergesearch.planning import make_plan
 from mergesearch.resolving import load_study
 from mergesearch.token_counts import count_tokens
@@ -120,6 +120,19 @@ def test_every_worker_counts_its_own_copy_of_the_sources(tiny: TinyStudy) -> Non
     own = memory_plan(load_study(tiny.change("workers", "residency", to="device").file))
     assert (own.residency, own.sources, own.mapped) == ("device", mapped.mapped, 0)
     assert own.needed == mapped.needed + 3 * mapped.mapped
+
+
+def test_what_a_worker_needs_elsewhere_is_what_the_plan_says_of_one_here(tiny: TinyStudy) -> None:
+    workers = {"kind": "ray", "count": 3, "device": "cpu", "prefix_cache": "off"}
+    study = load_study(tiny.change("workers", to=workers).file)
+    plan = memory_plan(study)
+    assert 3 * worker_memory(study) == plan.needed - plan.study
+    own = load_study(tiny.change("workers", "residency", to="device").file)
+    assert worker_memory(own) == worker_memory(study) + plan.mapped
+    roomy = load_study(tiny.change("workers", "residency", to=None).change("workers", "prefix_cache", to="auto").file)
+    assert worker_memory(roomy) == worker_memory(study)  # it takes what is left
+    on_gpus = load_study(tiny.change("workers", to={"kind": "ray", "count": "auto", "device": "cuda"}).file)
+    assert worker_memory(on_gpus) == plan.libraries + plan.model + plan.texts  # though there is none here
 
 
 GPU, HOST = 1 << 33, 1 << 34

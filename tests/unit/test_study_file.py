@@ -227,6 +227,15 @@ def test_memory_without_one_is_refused(written: str) -> None:
     assert "'auto', 'off' or memory such as '2GB' or '500MB'" in found or "text" in found
 
 
+def test_workers_are_a_number_or_as_many_as_there_is_room_for() -> None:
+    assert parse(f"{GOOD}workers: {{kind: ray, count: 3}}\n").content.workers.count == 3
+    assert parse(f"{GOOD}workers: {{kind: ray, count: auto, gpus: 2}}\n").content.workers.count == "auto"
+    for wrong in ("0", "many", "1.5", "true"):
+        (found,) = lines(f"{GOOD}workers: {{kind: ray, count: {wrong}}}\n")
+        assert "workers.count: expected" in found
+        assert "'auto'" in found
+
+
 def test_yaml_that_is_not_sound_is_located() -> None:
     assert lines("study: [1\nsources: 2\n")[0].startswith("mine.yaml:2: not valid YAML")
     assert 'duplicate key "study"' in lines("study: a\nstudy: b\n")[0]
