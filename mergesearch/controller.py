@@ -87,7 +87,7 @@ class Controller:
         self._listener = listener
         self._study = study
         self._search = study.parsed.content.search
-        self._gpus = max(1, getattr(study.parsed.content.workers, "gpus", 1))
+        self._gpus = study.parsed.content.workers.gpus
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
         self._screenings = 0

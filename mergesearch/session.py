@@ -10,7 +10,7 @@ from mergesearch.controller import Controller
 from mergesearch.errors import StorageError
 from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
-from mergesearch.memory_planning import check_memory
+from mergesearch.memory_planning import check_memory, worker_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.secrets import passwords_kept_from_children, refuse_visible_password
 from mergesearch.storage.store import StudyStore
@@ -38,6 +38,8 @@ def study_record(study: Study) -> StudyRecord:
         study_file=study.parsed.text,
         file_name=study.parsed.path.name,
         versions=versions(),
+        defaults=study.score_defaults(),
+        metric=content.evaluation.metric,
     )
 
 
@@ -60,8 +62,9 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
         return LocalPool(spec, progress)
     from mergesearch.workers.ray_pool import RayPool  # Ray takes seconds to import
 
+    memory = worker_memory(study) if workers.address is not None else 0  # here the whole plan was checked
     with passwords_kept_from_children():
-        return RayPool(spec, workers.count, address=workers.address)
+        return RayPool(spec, workers.count, address=workers.address, gpus=workers.gpus, memory=memory)
 
 
 class Workers:

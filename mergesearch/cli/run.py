@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,16 @@ from mergesearch.cli.common import STUDY_FILE, examples, quiet_libraries, storag
 if TYPE_CHECKING:
     from mergesearch.session import Workers
     from mergesearch.study import Study
+
+
+class WorkerCount(click.IntRange):
+    """A whole number from 1 on, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or `auto`."""
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command(
@@ -32,7 +42,7 @@ if TYPE_CHECKING:
 @click.argument("study_files", metavar="STUDY.yaml...", type=STUDY_FILE, nargs=-1, required=True)
 @storage_option
 @click.option("--workers", type=click.Choice(["local", "ray"]), help="Overrides the study file.")
-@click.option("--count", type=click.IntRange(1), help="Number of Ray workers; implies --workers ray.")
+@click.option("--count", type=WorkerCount(1), help="Number of Ray workers, or auto; implies --workers ray.")
 @click.option("--address", help="An existing Ray cluster; implies --workers ray.")
 @click.option("--trials", type=click.IntRange(1), help="Overrides the study file's budget.")
 @click.option("--device", help="auto, cpu, cuda, …")
@@ -47,7 +57,7 @@ def command(
     study_files: tuple[Path, ...],
     storage: str | None,
     workers: str | None,
-    count: int | None,
+    count: int | str | None,
     address: str | None,
     trials: int | None,
     device: str | None,
@@ -97,9 +107,9 @@ def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> No
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.engine import redact
 
-    for note in study.notes():
-        click.echo(f"note: {note}")
     with open_store(study, storage) as store:
+        for note in store.not_told(study.notes()):
+            click.echo(f"note: {note}")
         try:
             with StudyProgress(study.planned_trials, quiet=quiet) as progress:
                 progress.recorded(sum(t.state.is_finished() for t in store.trials()))

@@ -16,8 +16,14 @@ from mergesearch.study_file import parse_study_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("docs/search.md", "docs/racing.md", "docs/speed.md", "docs/cluster.md"),
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/search.md",
+    "docs/racing.md",
+    "docs/speed.md",
+    "docs/memory.md",
+    "docs/cluster.md",
 ]
 
 
