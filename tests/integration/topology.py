@@ -42,14 +42,14 @@ class Topology:
         self.secrets, self.folder, self._ended = secrets, folder, ended
         self._services: dict[str, Any] = YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]
         self.ports = {name: str(free_port()) for name in PORTS}
-        self._logs: dict[str, Path] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def secret(self, name: str) -> str:
         return (self.secrets / name).read_text(encoding="utf-8")
 
     def environment(self, service: str) -> dict[str, str]:
         """What compose.yaml gives the service, with the secrets where they are here."""
-        mine = re.compile(r"RAY_|MERGESEARCH_STORAGE|OPTUNA_STORAGE")
+        mine = re.compile(r"RAY_[A-Z]|MERGESEARCH_STORAGE|OPTUNA_STORAGE")
         kept = {name: value for name, value in os.environ.items() if not mine.match(name)}
         given = self._services[service]["environment"]
         moved = {name: value.replace("/run/secrets", str(self.secrets)) for name, value in given.items()}
@@ -58,16 +58,13 @@ class Topology:
     def start_program(self, service: str, replaced: dict[str, str], *more: str) -> None:
         """Start the service's command of compose.yaml with other ports and addresses; each of them must be in it."""
         words: list[str] = self._services[service]["command"]
-        for old, new in replaced.items():
-            assert any(old in word for word in words), f"{old} is not in the command of {service}: {words}"
-            words = [word.replace(old, new) for word in words]
+        words = with_changes("\n".join(words), replaced).split("\n")
         self.start(service, [*PROGRAMS[words[0]], *words[1:], *more], self.environment(service))
 
     def start(self, service: str, command: list[str], environment: dict[str, str] | None = None) -> None:
         """Start it in the background; it ends, with all that it has started, when the topology does."""
-        log = self._logs[service] = self.folder / f"{service}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
+        with (self.folder / f"{service}.log").open("wb") as file:
+            process = self._running[service] = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
         self._ended.callback(end, process)
@@ -85,12 +82,8 @@ class Topology:
 
     def moved(self, file: Path, replaced: dict[str, str]) -> Path:
         """A copy of a configuration file with other ports and paths; each of them must be in it."""
-        text = file.read_text(encoding="utf-8")
-        for old, new in replaced.items():
-            assert old in text, f"{old} is not in {file}"
-            text = text.replace(old, new)
         copy = self.folder / file.name
-        copy.write_text(text, encoding="utf-8")
+        copy.write_text(with_changes(file.read_text(encoding="utf-8"), replaced), encoding="utf-8")
         return copy
 
     def wait_for(self, service: str, port: str) -> None:
@@ -99,7 +92,8 @@ class Topology:
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", int(self.ports[port])), timeout=10):
                 return
-            assert time.monotonic() < deadline, self._logs[service].read_text()
+            ended = self._running[service].poll() is not None or time.monotonic() > deadline
+            assert not ended, (self.folder / f"{service}.log").read_text()
             time.sleep(0.05)
 
     def ask(self, method: str, path: str, *, password: str | None = None, **headers: str) -> tuple[int, bytes]:
@@ -117,6 +111,13 @@ class Topology:
             return response.status, response.read()
         finally:
             connection.close()
+
+
+def with_changes(text: str, replaced: dict[str, str]) -> str:
+    """All at once: a new port may hold the digits of another old one."""
+    missing = [old for old in replaced if old not in text]
+    assert not missing, f"{missing} is not in:\n{text}"
+    return re.sub("|".join(map(re.escape, replaced)), lambda found: replaced[found[0]], text)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -154,7 +155,7 @@ def start_dashboard(made: Topology) -> None:
 
 def start_proxy(made: Topology, nginx: str) -> None:
     replaced = {
-        "/tmp/": f"{made.folder}/",  # first, because the other paths may lie in it
+        "/tmp/": f"{made.folder}/",
         "listen 8000": f"listen 127.0.0.1:{made.ports['proxy']}",
         "dashboard:8080": f"127.0.0.1:{made.ports['dashboard']}",
         "/run/secrets": str(made.secrets),
