@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mergesearch.workers.metrics import METRICS
 from tests.commands import Row, read_table
 from tests.integration.topology import (
     DOCKER,
@@ -157,9 +158,13 @@ def test_prometheus_finds_every_node_and_what_its_workers_emit(topology: Topolog
         found = {sample["metric"]["instance"].rpartition(":")[2] for sample in ask(topology, "up == 1")}
         trials = ask(topology, 'sum(ray_mergesearch_trials_total{study="tiny", outcome="complete"})')
         if wanted <= found and trials and float(trials[0]["value"][1]) == TRIALS:
-            return
+            break
         assert time.monotonic() < deadline, (wanted, found, trials)
         time.sleep(0.2)
+    emitted = {sample["metric"]["__name__"] for sample in ask(topology, '{__name__=~"ray_mergesearch_.+"}')}
+    # No GPU, memory that sufficed, no prefix that was looked for: counters of nothing are not there.
+    absent = ("gpu_memory", "out_of_memory", "prefix")
+    assert {m.exported for m in METRICS if not any(word in m.name for word in absent)} <= emitted
 
 
 def ask(topology: Topology, query: str) -> list[dict[str, Any]]:
