@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from mergesearch.errors import StorageError
+from mergesearch.storage import schema
 from mergesearch.storage.engine import Database
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -60,6 +61,8 @@ class Guard:
 def application(url: str, *, token: str | None = None, read_only: bool = False) -> Application:
     """The guarded dashboard of a study database, for a WSGI server of your choice.
 
+    An empty PostgreSQL database gets its tables first, so that the dashboard of a service may start before its studies.
+
     Raises:
         StorageError: the database cannot be used.
     """
@@ -68,6 +71,7 @@ def application(url: str, *, token: str | None = None, read_only: bool = False) 
     database = Database.parse(url)
     if database.path is not None and not database.path.is_file():
         raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
+    schema.prepare(database, database.engine(), create=not database.is_sqlite)
     storage = database.optuna_storage(create_tables=False)
     return Guard(optuna_dashboard.wsgi(storage), token=token, read_only=read_only)
 

@@ -24,6 +24,7 @@ PAGES = [
     "docs/speed.md",
     "docs/memory.md",
     "docs/cluster.md",
+    "docs/deploy.md",
 ]
 
 
