@@ -1,27 +1,22 @@
 """Studies to which something happens all the time, and that end as if nothing had.
 
-An episode plays faults, drawn from a seed, on one study after the other until it has played as many as it should.
-The short ones are part of `make test`, the long ones of `make chaos`, which says at its end what was played.
+The short runs are part of `make test`, the long ones of `make chaos`, which says at its end what was played.
 """
 
 from __future__ import annotations
 
-import itertools
 import subprocess
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from tests.chaos import faults
-from tests.chaos.checks import STARTUP_TRIALS, Likeness, late_results, undisturbed, violations
+from tests.chaos.checks import Likeness
+from tests.chaos.episode import FEW, MANY, RETRIES, Episode, Played, grid, show, tpe
 from tests.chaos.faults import Fault
-from tests.chaos.world import World
-from tests.tiny_studies import TinyStudy, copy_study, make_study
+from tests.tiny_studies import TinyStudy, copy_study
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
@@ -29,106 +24,8 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.postgres"]
 pytestmark = pytest.mark.chaos
 
-RETRIES = 1000
-"""So that no trial is given up for having been interrupted so often."""
-TPE = {"name": "tpe", "n_startup_trials": STARTUP_TRIALS}
-FEW, MANY = 6, 10
-"""Values of each of two coefficients of a grid."""
 ALONE = tuple(fault for fault in faults.CHEAP if fault is not faults.stop_coordinator)
 """Faults after which there is no second coordinator."""
-
-
-@dataclass
-class Played:
-    """What happened in an episode, or in all."""
-
-    faults: Counter[str] = field(default_factory=Counter)
-    studies: int = 0
-    trials: int = 0
-    late: int = 0
-
-    def __str__(self) -> str:
-        which = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
-        return (
-            f"{self.faults.total()} faults in {self.studies} studies of {self.trials} trials, "
-            f"{self.late} late results kept aside ({which})"
-        )
-
-    def add(self, other: Played) -> None:
-        self.faults += other.faults
-        self.studies += other.studies
-        self.trials += other.trials
-        self.late += other.late
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    return make_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def total(request: pytest.FixtureRequest) -> Iterator[Played]:
-    played = Played()
-    yield played
-    show(request, f"chaos, all together: {played}")
-
-
-def show(request: pytest.FixtureRequest, line: str) -> None:
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"{line}; no violation")
-
-
-@dataclass
-class Episode:
-    """Plays faults on one study after the other."""
-
-    server: PostgresServer
-    study: TinyStudy
-    folder: Path
-    seed: int
-    coordinators: int
-    like: Likeness
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def play(self, choices: Sequence[Fault], count: int) -> Played:
-        """`count` faults, all of the choices in turn before any comes again, each time in another order."""
-        expected = undisturbed(self.study, self.folder)
-        rng = np.random.default_rng(self.seed)
-        order = itertools.chain.from_iterable(rng.permutation(len(choices)) for _ in itertools.count())
-        played, left = Played(), [choices[next(order)] for _ in range(count)]
-        while left:
-            folder = self.folder / f"study-{played.studies}"
-            folder.mkdir()
-            with World(
-                self.server,
-                self.study,
-                folder,
-                seed=self.seed + 1000 * played.studies,
-                coordinators=self.coordinators,
-                **self.options,
-            ) as world:
-                while left and left[0](world):
-                    played.faults[left.pop(0).__name__] += 1
-                world.end()
-                found = violations(world, expected, self.like)
-                assert found == [], f"{world.state()}\n{found}\nafter {played}"
-                played.late += late_results(world)
-            played.studies += 1
-            played.trials += len(expected)
-        return played
-
-
-def grid(tiny: TinyStudy, folder: Path, values: int) -> TinyStudy:
-    study = copy_study(tiny, folder / "study")
-    study.change("merge", "coefficients", to={"alpha": {"values": [i / (values - 1) for i in range(values)]}})
-    return study.change("search", to={"strategy": "grid", "retries": RETRIES})
-
-
-def tpe(tiny: TinyStudy, folder: Path, trials: int) -> TinyStudy:
-    study = copy_study(tiny, folder / "study").change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
-    return study.change("search", to={"strategy": TPE, "trials": trials, "retries": RETRIES})
 
 
 def test_a_short_run_of_every_cheap_fault(tiny: TinyStudy, tmp_path: Path, postgres_server: PostgresServer) -> None:
