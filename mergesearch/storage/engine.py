@@ -123,8 +123,16 @@ class Database:
             return {"connect_args": limit}
         # In a database without an encoding of its own the driver would return bytes for text.
         # A client that is stopped, or cut off, in the middle of a transaction would hold its locks for ever.
-        abandoned = f"-c idle_in_transaction_session_timeout={round(1000 * lease_seconds())}"
-        wanted = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8", "options": abandoned}
+        lease = round(1000 * lease_seconds())
+        wanted = {
+            "connect_timeout": CONNECT_SECONDS,
+            "client_encoding": "utf8",
+            "options": f"-c idle_in_transaction_session_timeout={lease}",
+            "tcp_user_timeout": lease,  # a server whose machine is gone acknowledges nothing
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        }
         arguments = {key: value for key, value in wanted.items() if key not in self.url.query}
         return {"connect_args": arguments, "pool_pre_ping": True}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +53,10 @@ class Played:
 
 
 def show(request: pytest.FixtureRequest, line: str) -> None:
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"{line}; no violation")
+    """A line in the terminal, past what captures the output of tests."""
+    capturing = request.config.pluginmanager.get_plugin("capturemanager")
+    with capturing.global_and_fixture_disabled() if capturing is not None else nullcontext():
+        sys.stdout.write(f"\n{line}; no violation\n")
 
 
 @dataclass

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -275,6 +276,16 @@ def test_who_stops_in_a_transaction_holds_nobody_up(postgres_url: str, monkeypat
             assert begin(store, 0.2, "b", after=1) == 1
             with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction"):
                 held.execute(sa.text("SELECT 1"))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
+def test_a_server_that_vanished_is_noticed_within_a_lease(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "7")
+    with open_store(postgres_url) as store, store._storage.engine.connect() as connection:
+        driver_connection: Any = connection.connection.driver_connection
+        with socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as used:
+            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
 def wait_for(look: Callable[[], list[Any]]) -> list[Any]:
