@@ -55,6 +55,8 @@ class PostgresProxy:
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._mutex = threading.Lock()
+        self._at_rest = threading.Condition(self._mutex)
+        self._acting = 0
         self._links: set[_Link] = set()
         self._losses: dict[int, Loss] = {}
         self._actions: dict[int, list[Action]] = {}
@@ -86,10 +88,11 @@ class PostgresProxy:
             self._actions.setdefault(self.messages + count, []).append(action or _cut)
 
     def forget(self) -> None:
-        """Nothing more happens at commits and messages."""
-        with self._mutex:
+        """Nothing more happens at commits and messages; what has begun to happen is waited for."""
+        with self._at_rest:
             self._losses.clear()
             self._actions.clear()
+            self._at_rest.wait_for(lambda: self._acting == 0)
 
     def cut(self) -> int:
         """Cut all connections now; returns how many."""
@@ -174,10 +177,24 @@ class PostgresProxy:
         with self._mutex:
             self._links.discard(link)
 
-    def _count_message(self) -> list[Action]:
+    def _pass_message(self) -> bool:
+        """Do what was asked for at this message; False when its connection is to be cut."""
         with self._mutex:
             self.messages += 1
-            return self._actions.pop(self.messages, [])
+            actions = self._actions.pop(self.messages, [])
+            self._acting += len(actions)
+        whole = True
+        for action in actions:
+            try:
+                if action is _cut:
+                    whole = False
+                else:
+                    action()
+            finally:
+                with self._at_rest:
+                    self._acting -= 1
+                    self._at_rest.notify_all()
+        return whole
 
     def _count_commit(self) -> Loss | None:
         with self._mutex:
@@ -228,10 +245,8 @@ class _Link:
         self._server.sendall(length + body)
         while True:
             message = _read_message(self._client)
-            for action in self._proxy._count_message():
-                if action is _cut:
-                    raise EOFError
-                action()
+            if not self._proxy._pass_message():
+                raise EOFError
             self._proxy._flowing.wait()
             if self._wrote and message.startswith(b"Q") and message[5:].upper().startswith(b"COMMIT"):
                 loss = self._proxy._count_commit()
