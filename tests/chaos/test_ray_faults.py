@@ -48,7 +48,8 @@ def ray_faults() -> Iterator[RayFaults]:
         signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_workers_and_nodes_that_are_lost(
     tiny: TinyStudy,
     tmp_path: Path,
@@ -56,13 +57,9 @@ def test_workers_and_nodes_that_are_lost(
     postgres_server: PostgresServer,
     total: Played,
     request: pytest.FixtureRequest,
-    count: int,
 ) -> None:
     episode = Episode(postgres_server, grid(tiny, tmp_path, FEW), tmp_path, seed=2, coordinators=1, like="points")
     episode.options = {"arguments": ["--address", ray_faults.cluster.address, "--count", "2"]}
-    choices = [ray_faults.kill_worker, ray_faults.stop_worker]
-    if count > len(choices):
-        choices += [ray_faults.kill_node, faults.kill_coordinator, faults.crash_database]
-    played = episode.play(choices, count)
+    played = episode.play([*ray_faults.all(), faults.kill_coordinator, faults.crash_database], 25)
     total.add(played)
     show(request, f"Ray workers: {played}")
