@@ -222,6 +222,7 @@ _POSTGRES_ADVICE = (
     ("password authentication failed", "user or password refused. Check them (%-encode special characters)."),
     ("no password supplied", "a password is needed: postgresql://user:password@host/database"),
     ("database system is starting up", "the server is starting. Run this again in a moment."),
+    ("idle-in-transaction timeout", "this process was stopped for so long that the server ended what it was doing."),
     ("system is shutting down", "the server is being stopped. Run this again when it is back."),
     ("too many clients", "the server has no connection left. Raise max_connections or stop other clients."),
     ("no space left", "the server's disk is full. Free some space; the same command then goes on where it stopped."),
@@ -230,4 +231,11 @@ _POSTGRES_ADVICE = (
     ("does not exist", "the database, user or a table of it does not exist. Create it: createdb NAME"),
 )
 
-_SOON_OVER = frozenset({"database system is starting up", "system is shutting down", "too many clients"})
+_SOON_OVER = frozenset(
+    {
+        "database system is starting up",
+        "idle-in-transaction timeout",
+        "system is shutting down",
+        "too many clients",
+    }
+)

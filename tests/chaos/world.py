@@ -10,16 +10,14 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -40,20 +38,12 @@ DATABASE_AWAY = ("cannot be reached", "server is starting", "is shutting down")
 """What a coordinator may say that found no database while it started; then the same command is given again."""
 
 
-class Process(Protocol):
-    """A coordinator's process, however it was started."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-
-
 class Seat:
     """The place of one coordinator: a process, and its successors when it dies."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self.process: Process | None = None
+        self.process: Command | None = None
         self.ended = False
 
     @property
@@ -75,7 +65,6 @@ class World:
         seed: of all moments and victims.
         coordinators: how many drive the study at once.
         arguments: of `mergesearch run`, beside study file and storage.
-        clock: a file that says by how much the coordinators' clocks are wrong; None for the true time.
     """
 
     def __init__(
@@ -87,10 +76,8 @@ class World:
         seed: int,
         coordinators: int = 1,
         arguments: Sequence[str | Path] = (),
-        clock: Path | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.server, self.study, self.folder, self.clock = server, study, folder, clock
+        self.server, self.study, self.folder = server, study, folder
         self.rng = np.random.default_rng(seed)
         self.database = f"chaos{uuid.uuid4().hex[:12]}"
         server.execute(f"CREATE DATABASE {self.database}")
@@ -99,7 +86,6 @@ class World:
         self.seats: list[Seat] = []
         self._coordinators = coordinators
         self._arguments = [*arguments]
-        self._environment = {"MERGESEARCH_LEASE_SECONDS": str(LEASE_SECONDS), **(environment or {})}
         self._killed: set[int] = set()
         self._numbers = itertools.count()
 
@@ -231,17 +217,7 @@ class World:
 
     def _start(self, seat: Seat) -> None:
         arguments = ["run", self.study.file, "--storage", self.proxy.through(self.url), *self._arguments]
-        if self.clock is None:
-            seat.process = Command(arguments, seat.log, self._environment)
-            return
-        with seat.log.open("ab") as log:
-            # A wrong clock has to be there from the first instruction on, so this one is no fork of a server.
-            seat.process = subprocess.Popen(
-                [sys.executable, "-m", "mergesearch", *map(str, arguments)],
-                env={**os.environ, **self._environment},
-                stdout=log,
-                stderr=log,
-            )
+        seat.process = Command(arguments, seat.log, {"MERGESEARCH_LEASE_SECONDS": str(LEASE_SECONDS)})
 
     def _has_tables(self) -> bool:
         return self.query("SELECT to_regclass('mergesearch_alembic_version') IS NOT NULL") == [(True,)] and bool(

@@ -114,7 +114,7 @@ def test_each_commit_of_a_small_study_is_lost_in_turn(postgres_url: str, proxy: 
 
 @pytest.mark.slow
 def test_a_connection_is_cut_at_each_message_in_turn(postgres_url: str, proxy: PostgresProxy) -> None:
-    for count in itertools.count(1, 3):
+    for count in itertools.count(1, 11):
         name = f"message {count}"
         orphan = leave_an_orphan(postgres_url, name)
         store = open_store(proxy.through(postgres_url), replace(RECORD, name=name))
@@ -276,6 +276,22 @@ def test_who_stops_in_a_transaction_holds_nobody_up(postgres_url: str, monkeypat
             assert begin(store, 0.2, "b", after=1) == 1
             with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction"):
                 held.execute(sa.text("SELECT 1"))
+
+
+def test_who_was_stopped_in_a_transaction_does_it_again(
+    postgres_url: str, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has ended the transaction meanwhile, and says so where an answer was expected."""
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "1")
+    for count in range(60, 66):  # one statement is no more messages than that
+        name = f"stopped {count}"
+        orphan = leave_an_orphan(postgres_url, name)
+        with open_store(proxy.through(postgres_url), replace(RECORD, name=name)) as store:
+            proxy.at_message(count, lambda: time.sleep(1.5))
+            small_study(store, orphan)
+            proxy.forget()
+        check_small_study(postgres_url, name)
+    assert "the server ended what it was doing" in caplog.text  # at one of these at least a transaction was open
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
