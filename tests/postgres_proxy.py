@@ -58,7 +58,7 @@ class PostgresProxy:
         self._at_rest = threading.Condition(self._mutex)
         self._acting = 0
         self._links: set[_Link] = set()
-        self._losses: dict[int, Loss] = {}
+        self._losses: dict[int, Loss | Action] = {}
         self._actions: dict[int, list[Action]] = {}
         self._flowing = threading.Event()
         self._flowing.set()
@@ -74,8 +74,8 @@ class PostgresProxy:
         """A URL of the server's with this proxy in its place."""
         return url.replace(f":{self._server_port}/", f":{self.port}/")
 
-    def at_commit(self, count: int, loss: Loss) -> None:
-        """Lose commit number `count` from now, in the way of `loss`."""
+    def at_commit(self, count: int, loss: Loss | Action) -> None:
+        """Lose commit number `count` from now, in the way of `loss`, or call it before forwarding the COMMIT."""
         with self._mutex:
             self._losses[self.commits + count] = loss
 
@@ -196,7 +196,7 @@ class PostgresProxy:
                     self._at_rest.notify_all()
         return whole
 
-    def _count_commit(self) -> Loss | None:
+    def _count_commit(self) -> Loss | Action | None:
         with self._mutex:
             self.commits += 1
             return self._losses.pop(self.commits, None)
@@ -252,12 +252,13 @@ class _Link:
                 loss = self._proxy._count_commit()
                 if loss is Loss.COMMIT:
                     raise EOFError
-                if loss is not None:
+                if callable(loss):
+                    loss()
+                elif loss is not None:
                     self._deaf = True
-                if loss is Loss.DELAYED:
-                    self._client.shutdown(socket.SHUT_RDWR)
-                    time.sleep(DELAY_SECONDS)
-                if loss is not None:
+                    if loss is Loss.DELAYED:
+                        self._client.shutdown(socket.SHUT_RDWR)
+                        time.sleep(DELAY_SECONDS)
                     self._server.sendall(message)
                     self._over.wait()  # the other thread ends both when the server has answered
                     return

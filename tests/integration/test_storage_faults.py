@@ -278,20 +278,21 @@ def test_who_stops_in_a_transaction_holds_nobody_up(postgres_url: str, monkeypat
                 held.execute(sa.text("SELECT 1"))
 
 
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # by Optuna's session
 def test_who_was_stopped_in_a_transaction_does_it_again(
     postgres_url: str, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server has ended the transaction meanwhile, and says so where an answer was expected."""
     monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "1")
-    for count in range(60, 66):  # one statement is no more messages than that
+    for count in (1, 4):
         name = f"stopped {count}"
         orphan = leave_an_orphan(postgres_url, name)
         with open_store(proxy.through(postgres_url), replace(RECORD, name=name)) as store:
-            proxy.at_message(count, lambda: time.sleep(1.5))
+            proxy.at_commit(count, lambda: time.sleep(2))
             small_study(store, orphan)
             proxy.forget()
         check_small_study(postgres_url, name)
-    assert "the server ended what it was doing" in caplog.text  # at one of these at least a transaction was open
+    assert "the server ended what it was doing" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
