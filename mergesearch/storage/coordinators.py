@@ -99,7 +99,8 @@ def coordinators(engine: sa.Engine, study_id: int) -> list[CoordinatorState]:
 
 def _state(row: CoordinatorRow, trials: int, now: datetime) -> CoordinatorState:
     silent = (in_utc(now) - in_utc(row.heartbeat_at)).total_seconds()
-    alive = row.ended_at is None and silent <= row.lease_seconds and not _seen_gone(row)
+    # A heartbeat of the future was sent before the database's clock was set back, and not repeated since.
+    alive = row.ended_at is None and abs(silent) <= row.lease_seconds and not _seen_gone(row)
     return CoordinatorState(row.id, row.host, row.pid, in_utc(row.started_at), max(silent, 0.0), alive, trials)
 
 

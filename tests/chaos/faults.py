@@ -176,8 +176,8 @@ def _lose(world: World, loss: Loss) -> bool:
 def _is_forgotten(world: World, pid: int) -> bool:
     """Whether a coordinator's lease is over and nothing is left with it."""
     held = world.query(
-        "SELECT 1 FROM mergesearch_coordinators c WHERE c.pid = "
-        f"{pid} AND c.ended_at IS NULL AND (now() - c.heartbeat_at <= make_interval(secs => c.lease_seconds) OR EXISTS "
+        f"SELECT 1 FROM mergesearch_coordinators c WHERE c.pid = {pid} AND c.ended_at IS NULL "
+        "AND (abs(extract(epoch FROM now() - c.heartbeat_at)) <= c.lease_seconds OR EXISTS "
         "(SELECT 1 FROM mergesearch_trials t WHERE t.coordinator_id = c.id AND t.outcome IS NULL))"
     )
     return not held
