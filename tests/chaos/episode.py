@@ -41,7 +41,7 @@ class Played:
     def __str__(self) -> str:
         which = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
         return (
-            f"{self.faults.total()} faults in {self.studies} studies of {self.trials} trials, "
+            f"{self.faults.total()} faults in {self.studies} studies with {self.trials} trials, "
             f"{self.late} late results kept aside ({which})"
         )
 
