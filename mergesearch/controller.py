@@ -149,7 +149,7 @@ class Controller:
             self._wait_for("paused, as was asked for; to go on: mergesearch control STUDY.yaml go")
         elif self._out_of_time(started):
             return False
-        elif others := [c for c in self._store.coordinators() if c.trials and c.id != self._store.coordinator]:
+        elif others := [c for c in self._store.coordinators() if c.trials]:
             count = sum(c.trials for c in others)
             trials = "1 trial" if count == 1 else f"{count} trials"
             self._wait_for(f"waiting for {trials} of {'; '.join(map(str, others))}")

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ PATIENCE_SECONDS = 300
 """Nothing that is waited for takes this long; a test that waits for longer has failed."""
 
 
-def _enter(arguments: Sequence[str], log: Path) -> None:
+def _enter(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -43,20 +44,23 @@ def _enter(arguments: Sequence[str], log: Path) -> None:
 
 
 class Command:
-    """A running `mergesearch ARGUMENTS`; what it prints is in `log`."""
+    """A running `mergesearch ARGUMENTS`; what it prints is in `log`. `environment` is added to this process's."""
 
-    def __init__(self, arguments: Sequence[str | Path], log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         self.log = log
         self._before = log.stat().st_size if log.exists() else 0
-        self._process = context.Process(target=_enter, args=([str(a) for a in arguments], log))
+        self._process = context.Process(target=_enter, args=([str(a) for a in arguments], log, environment or {}))
         self._process.start()
+        self._pid = self._process.pid
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
+        assert self._pid is not None
+        return self._pid
 
     @property
     def output(self) -> str:
@@ -75,6 +79,10 @@ class Command:
         while not condition() and self._process.is_alive():
             assert time.monotonic() < deadline, self.output
             time.sleep(0.005)
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a process that a signal ended; None while it runs."""
+        return self._process.exitcode
 
     def signal(self, number: signal.Signals) -> int:
         """Send a signal and wait; the exit code, negative for a process that a signal ended.

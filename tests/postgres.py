@@ -49,8 +49,8 @@ class PostgresServer:
     password = "s3cret/pass:word@%"  # needs %-encoding, so that tests see both spellings
     encoded_password = "s3cret%2Fpass%3Aword%40%25"
 
-    def __init__(self, programs: Path) -> None:
-        self._programs = programs
+    def __init__(self, programs: Path, environment: dict[str, str] | None = None) -> None:
+        self._programs, self._environment = programs, environment or {}
         self._folder = Path(tempfile.mkdtemp(prefix="mergesearch-pg-"))
         self._account: dict[str, object] = {}
         if os.geteuid() == 0:  # the server refuses to run as root
@@ -107,7 +107,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", "data", "-F", *settings],
                 cwd=self._folder,
-                env={"LC_ALL": "C", "PATH": os.environ["PATH"]},
+                env={"LC_ALL": "C", "PATH": os.environ["PATH"], **self._environment},
                 stdout=log,
                 stderr=log,
                 **self._account,  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -98,7 +99,8 @@ def coordinators(engine: sa.Engine, study_id: int) -> list[CoordinatorState]:
 
 def _state(row: CoordinatorRow, trials: int, now: datetime) -> CoordinatorState:
     silent = (in_utc(now) - in_utc(row.heartbeat_at)).total_seconds()
-    alive = row.ended_at is None and silent <= row.lease_seconds and not _seen_gone(row)
+    # A heartbeat of the future was sent before the database's clock was set back, and not repeated since.
+    alive = row.ended_at is None and abs(silent) <= row.lease_seconds and not _seen_gone(row)
     return CoordinatorState(row.id, row.host, row.pid, in_utc(row.started_at), max(silent, 0.0), alive, trials)
 
 
@@ -176,23 +178,27 @@ def want(engine: sa.Engine, study_id: int, wanted: Wanted) -> None:
         session.execute(sa.update(StudyRow).where(StudyRow.id == study_id).values(wanted=wanted, wanted_of=newest))
 
 
-def take_over(engine: sa.Engine, study_id: int, by: int, *, alone: bool) -> list[TrialRow]:
+def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int], *, alone: bool) -> list[TrialRow]:
     """Give the unfinished trials of coordinators that are gone to another one, in number order.
+
+    Those that it has without knowing are among them: they were given to it, and the answer was lost.
 
     Args:
         engine: on the study's database.
         study_id: the study.
         by: id of the coordinator that takes them.
+        known: numbers of the trials that it knows to hold.
         alone: no other coordinator can be alive: something else makes sure of it.
     """
     if alone:
         gone = TrialRow.coordinator_id != by
     else:
         gone = TrialRow.coordinator_id.in_([c.id for c in coordinators(engine, study_id) if not c.alive])
+    unheard = (TrialRow.coordinator_id == by) & TrialRow.number.not_in(known)
     query = (
         sa.select(TrialRow)
         .where(TrialRow.study_id == study_id, TrialRow.outcome.is_(None))
-        .where(TrialRow.coordinator_id.is_(None) | gone)
+        .where(TrialRow.coordinator_id.is_(None) | gone | unheard)
         .order_by(TrialRow.number)
         .with_for_update(skip_locked=True)  # what another coordinator is taking over right now is its own
     )

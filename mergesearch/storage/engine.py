@@ -17,10 +17,11 @@ from urllib.parse import quote, quote_plus, unquote
 import optuna
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from mergesearch.errors import StorageError
+from mergesearch.storage.coordinators import lease_seconds
 from mergesearch.storage.patience import ConnectionLostError
 
 SQLITE_WAIT_SECONDS = 30
@@ -121,7 +122,17 @@ class Database:
             limit = {} if "timeout" in self.url.query else {"timeout": SQLITE_WAIT_SECONDS}
             return {"connect_args": limit}
         # In a database without an encoding of its own the driver would return bytes for text.
-        wanted = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8"}
+        # A client that is stopped, or cut off, in the middle of a transaction would hold its locks for ever.
+        lease = round(1000 * lease_seconds())
+        wanted = {
+            "connect_timeout": CONNECT_SECONDS,
+            "client_encoding": "utf8",
+            "options": f"-c idle_in_transaction_session_timeout={lease}",
+            "tcp_user_timeout": lease,  # a server whose machine is gone acknowledges nothing
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        }
         arguments = {key: value for key, value in wanted.items() if key not in self.url.query}
         return {"connect_args": arguments, "pool_pre_ping": True}
 
@@ -185,7 +196,8 @@ class Database:
             if sign in lower:
                 kind = ConnectionLostError if sign in _SOON_OVER else StorageError
                 return kind(f"{self.shown}: {advice} (the database said: {said})")
-        if not self.is_sqlite and isinstance(cause, OperationalError | InterfaceError):
+        lost = isinstance(cause, OperationalError | InterfaceError | PendingRollbackError)
+        if not self.is_sqlite and (lost or getattr(cause, "connection_invalidated", False)):
             return ConnectionLostError(
                 f"{self.shown}: the server cannot be reached or dropped the connection. Check host, port and "
                 f"network; the same command goes on where it stopped. (The driver said: {said})"
@@ -210,6 +222,7 @@ _POSTGRES_ADVICE = (
     ("password authentication failed", "user or password refused. Check them (%-encode special characters)."),
     ("no password supplied", "a password is needed: postgresql://user:password@host/database"),
     ("database system is starting up", "the server is starting. Run this again in a moment."),
+    ("idle-in-transaction timeout", "this process was stopped for so long that the server ended what it was doing."),
     ("system is shutting down", "the server is being stopped. Run this again when it is back."),
     ("too many clients", "the server has no connection left. Raise max_connections or stop other clients."),
     ("no space left", "the server's disk is full. Free some space; the same command then goes on where it stopped."),
@@ -218,4 +231,11 @@ _POSTGRES_ADVICE = (
     ("does not exist", "the database, user or a table of it does not exist. Create it: createdb NAME"),
 )
 
-_SOON_OVER = frozenset({"database system is starting up", "system is shutting down", "too many clients"})
+_SOON_OVER = frozenset(
+    {
+        "database system is starting up",
+        "idle-in-transaction timeout",
+        "system is shutting down",
+        "too many clients",
+    }
+)

@@ -35,26 +35,31 @@ class Patient(Protocol):
 S = TypeVar("S", bound=Patient)
 
 
-def patient(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that is called again, with growing pauses, while it raises `ConnectionLostError`.
+def going_on(call: Callable[[], R], patience: float) -> R:
+    """What `call` returns, called again, with growing pauses, while it raises `ConnectionLostError`.
 
     Whether its last transaction was committed is then unknown, so a repetition must change nothing.
     """
+    deadline = time.monotonic() + patience
+    pause, say = 0.1, logger.warning
+    while True:
+        try:
+            return call()
+        except ConnectionLostError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            say("%s Trying again for %.0f s.", error, left)
+            say = logger.debug
+            time.sleep(min(pause * random.uniform(0.5, 1.5), left))  # noqa: S311 - spreads the return of many
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def patient(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that goes on for as long as its object is patient."""
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        deadline = time.monotonic() + self.patience
-        pause, say = 0.1, logger.warning
-        while True:
-            try:
-                return method(self, *args, **kwargs)
-            except ConnectionLostError as error:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise
-                say("%s Trying again for %.0f s.", error, left)
-                say = logger.debug
-                time.sleep(min(pause * random.uniform(0.5, 1.5), left))  # noqa: S311 - spreads the return of many
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return going_on(lambda: method(self, *args, **kwargs), self.patience)
 
     return call

@@ -100,7 +100,9 @@ def one_at_a_time(database: Database, engine: sa.Engine, what: str) -> Iterator[
         yield
         return
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"SET lock_timeout = '{SCHEMA_LOCK_SECONDS}s'")
+        connection.exec_driver_sql(f"SET lock_timeout = '{2 * SCHEMA_LOCK_SECONDS}s'")
+        # Who has the lock works in other transactions meanwhile; who stops working must not keep it.
+        connection.exec_driver_sql(f"SET idle_in_transaction_session_timeout = '{SCHEMA_LOCK_SECONDS}s'")
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(advisory_key(what))))
         yield
         connection.rollback()

@@ -23,7 +23,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
 from mergesearch.storage.coordinators import Membership, Wanted, take_over
 from mergesearch.storage.engine import Database, redact_urls
-from mergesearch.storage.patience import PATIENCE_SECONDS, patient
+from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
@@ -67,6 +67,8 @@ class StudyStore(StudyReader):
 
     _lock: lock.FileLock | None = None
     _membership: Membership | None = None
+    _holding: set[int]
+    """Numbers of the unfinished trials that the caller was told it has."""
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
@@ -94,6 +96,21 @@ class StudyStore(StudyReader):
                 undo.callback(right.release)
             if exclusive:
                 _probe_writing(database, engine)
+            # The server is there and lets us in; should it go away now, it is waited for.
+            store = going_on(
+                lambda: cls._join(database, engine, study_name, record, exclusive=exclusive),
+                PATIENCE_SECONDS if exclusive else 0.0,
+            )
+            store._lock = right
+            undo.pop_all()
+            return store
+
+    @classmethod
+    def _join(
+        cls, database: Database, engine: sa.Engine, study_name: str, record: StudyRecord | None, *, exclusive: bool
+    ) -> StudyStore:
+        """What of opening may be repeated."""
+        with ExitStack() as undo, database.friendly():
             schema.prepare(database, engine, create=exclusive)
             storage = database.optuna_storage(create_tables=False)
             undo.callback(storage.engine.dispose)
@@ -111,7 +128,7 @@ class StudyStore(StudyReader):
                     opening.name_metric(storage, found[0], "" if clean is None else clean.metric)
                     opening.settle(storage, *found)
             store = cls(database, storage, *found)
-            store._lock = right
+            store._holding = set()
             if exclusive:
                 store._membership = Membership(storage.engine, found[1].id)
                 store.patience = PATIENCE_SECONDS
@@ -203,6 +220,7 @@ class StudyStore(StudyReader):
                 raise self._deleted() from None
             except ValueError as error:
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
+            self._holding.add(numbers[-1])
         return numbers[-1]
 
     @patient
@@ -232,7 +250,9 @@ class StudyStore(StudyReader):
         What their workers may still bring is too late then. Trials that this coordinator holds are not among them.
         """
         with self._driving():
-            rows = take_over(self._storage.engine, self._row.id, self._member.id, alone=self._database.is_sqlite)
+            alone = self._database.is_sqlite
+            rows = take_over(self._storage.engine, self._row.id, self._member.id, self._holding, alone=alone)
+            self._holding.update(row.number for row in rows)
             return [UnfinishedTrial.of(row) for row in rows]
 
     @patient
@@ -359,6 +379,7 @@ class StudyStore(StudyReader):
             return None
         if row.fingerprint != recipe.fingerprint:
             raise StorageError(f"the logical id {logical_id!r} of study {self._row.name!r} names another trial.")
+        self._holding.add(row.number)
         return row.number
 
     def _end(
@@ -388,6 +409,8 @@ class StudyStore(StudyReader):
             return self._compare_with_end(known, state, value)
         except KeyError:
             raise self._deleted() from None
+        finally:
+            self._holding.discard(number)
         if not recorded:
             raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
         return Told.RECORDED

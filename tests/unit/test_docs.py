@@ -25,6 +25,7 @@ PAGES = [
     "docs/memory.md",
     "docs/cluster.md",
     "docs/deploy.md",
+    "docs/reliability.md",
 ]
 
 
