@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Collection
@@ -42,6 +43,7 @@ class CoordinatorState:
 
     Attributes:
         id: ascending in the order of their starts.
+        session: what the server knows its connections by.
         host: the name of its machine.
         pid: its process id there.
         started_at: when it opened the study, in UTC by the database's clock.
@@ -51,6 +53,7 @@ class CoordinatorState:
     """
 
     id: int
+    session: str
     host: str
     pid: int
     started_at: datetime
@@ -101,7 +104,14 @@ def _state(row: CoordinatorRow, trials: int, now: datetime) -> CoordinatorState:
     silent = (in_utc(now) - in_utc(row.heartbeat_at)).total_seconds()
     # A heartbeat of the future was sent before the database's clock was set back, and not repeated since.
     alive = row.ended_at is None and abs(silent) <= row.lease_seconds and not _seen_gone(row)
-    return CoordinatorState(row.id, row.host, row.pid, in_utc(row.started_at), max(silent, 0.0), alive, trials)
+    return CoordinatorState(
+        row.id, row.session, row.host, row.pid, in_utc(row.started_at), max(silent, 0.0), alive, trials
+    )
+
+
+def new_session() -> str:
+    """A name for the connections of a coordinator, of at most 63 characters, which the server cuts off."""
+    return f"mergesearch {secrets.token_hex(4)} {os.getpid()}@{socket.gethostname()}"[:63]
 
 
 class Membership:
@@ -111,20 +121,21 @@ class Membership:
         id: of the coordinator.
     """
 
-    def __init__(self, engine: sa.Engine, study_id: int) -> None:
+    def __init__(self, engine: sa.Engine, study_id: int, session: str) -> None:
         self._engine, self._study_id = engine, study_id
         lease = lease_seconds()
         row = CoordinatorRow(
             study_id=study_id,
+            session=session,
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
             process_started=_start_of(os.getpid()) or 0.0,
             lease_seconds=lease,
         )
-        with Session(engine) as session, session.begin():
-            session.add(row)
-            session.flush()
+        with Session(engine) as transaction, transaction.begin():
+            transaction.add(row)
+            transaction.flush()
             self.id = row.id
         self._wanted: Wanted = "run"
         self._closed = threading.Event()
@@ -167,6 +178,8 @@ class Membership:
         while not self._closed.wait(interval):
             try:
                 self.beat()
+                if self._engine.dialect.name == "postgresql":
+                    end_sessions(self._engine, self._study_id, self.id)
             except SQLAlchemyError:
                 logger.debug("a heartbeat of coordinator %d did not get through", self.id, exc_info=True)
 
@@ -193,7 +206,9 @@ def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int],
     if alone:
         gone = TrialRow.coordinator_id != by
     else:
-        gone = TrialRow.coordinator_id.in_([c.id for c in coordinators(engine, study_id) if not c.alive])
+        # Whoever was stopped and goes on may find itself silent for too long.
+        left = [c for c in coordinators(engine, study_id) if not c.alive and c.id != by]
+        gone = TrialRow.coordinator_id.in_([c.id for c in left])
     unheard = (TrialRow.coordinator_id == by) & TrialRow.number.not_in(known)
     query = (
         sa.select(TrialRow)
@@ -208,6 +223,21 @@ def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int],
             row.coordinator_id = by
             row.lease_epoch += 1  # what its last holder may still bring is too late
         return rows
+
+
+def end_sessions(engine: sa.Engine, study_id: int, by: int) -> None:
+    """End what coordinators that are gone have open in PostgreSQL.
+
+    One that was stopped between two messages may hold locks that everybody else waits for.
+    """
+    left = [c.session for c in coordinators(engine, study_id) if not c.alive and c.id != by]
+    if left:
+        query = sa.text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = ANY(:sessions)"
+        )
+        with engine.connect() as connection:
+            connection.execute(query, {"sessions": left})
 
 
 def _seen_gone(row: CoordinatorRow) -> bool:

@@ -62,9 +62,11 @@ class Database:
 
     Attributes:
         url: with the driver named (`postgresql://` means psycopg 3 with every SQLAlchemy version).
+        session: what the server is told that its connections are for; empty for the program's name.
     """
 
     url: URL
+    session: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Database:
@@ -127,6 +129,7 @@ class Database:
         wanted = {
             "connect_timeout": CONNECT_SECONDS,
             "client_encoding": "utf8",
+            "application_name": self.session or "mergesearch",
             "options": f"-c idle_in_transaction_session_timeout={lease}",
             "tcp_user_timeout": lease,  # a server whose machine is gone acknowledges nothing
             "keepalives_idle": 30,

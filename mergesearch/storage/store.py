@@ -21,7 +21,7 @@ from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
-from mergesearch.storage.coordinators import Membership, Wanted, take_over
+from mergesearch.storage.coordinators import Membership, Wanted, new_session, take_over
 from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
@@ -86,7 +86,7 @@ class StudyStore(StudyReader):
                 differences are listed), or was not made by mergesearch.
             StorageError: no such study, another coordinator of an SQLite file (named), or no access to the database.
         """
-        database = Database.parse(url)
+        database = replace(Database.parse(url), session=new_session() if exclusive else "")
         if not exclusive and database.path is not None and not database.path.is_file():
             raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
         engine = database.engine()
@@ -130,7 +130,7 @@ class StudyStore(StudyReader):
             store = cls(database, storage, *found)
             store._holding = set()
             if exclusive:
-                store._membership = Membership(storage.engine, found[1].id)
+                store._membership = Membership(storage.engine, found[1].id, database.session)
                 store.patience = PATIENCE_SECONDS
             undo.pop_all()
             return store

@@ -77,14 +77,16 @@ class StudyRow(Base):
 class CoordinatorRow(Base):
     """A process that drives a study or did. It is alive while its heartbeat is younger than its lease.
 
-    `machine` names the set of processes among which `pid` and `process_started` (its age by the machine's own
-    count) tell whether it still exists: a boot of a machine, or a container on it.
+    `session` is what the server knows its connections by (PostgreSQL's `application_name`). `machine` names the set of
+    processes among which `pid` and `process_started` (its age by the machine's own count) tell whether it still exists:
+    a boot of a machine, or a container on it.
     """
 
     __tablename__ = "mergesearch_coordinators"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = _belongs_to("mergesearch_studies")
+    session: Mapped[str] = mapped_column(sa.Text)
     host: Mapped[str] = mapped_column(sa.Text)
     machine: Mapped[str] = mapped_column(sa.Text)
     pid: Mapped[int]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -276,6 +277,25 @@ def test_who_stops_in_a_transaction_holds_nobody_up(postgres_url: str, monkeypat
             assert begin(store, 0.2, "b", after=1) == 1
             with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction"):
                 held.execute(sa.text("SELECT 1"))
+
+
+def test_who_stops_between_two_messages_holds_nobody_up(
+    postgres_url: str, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session is not idle as the server sees it: it is in the middle of a pipeline of messages."""
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "2")
+    with open_store(postgres_url) as store, open_store(postgres_url) as stopped:
+        assert begin(stopped, 0.1, "a", after=0) == 0
+        assert stopped._membership is not None
+        stopped._membership._closed.set()  # no heartbeat from here on
+        held: Any = stopped._storage.engine.raw_connection()
+        with pytest.raises(psycopg.OperationalError), held.driver_connection.pipeline():  # noqa: PT012 - at its end
+            held.driver_connection.execute("SELECT 1 FROM mergesearch_trials, studies FOR UPDATE")
+            held.driver_connection.pgconn.send_flush_request()
+            held.driver_connection.pgconn.flush()
+            assert begin(store, 0.2, "b", after=1) == 1  # Optuna locks the study for it
+            assert [t.number for t in wait_for(store.adopt)] == [0]
+        held.invalidate()
 
 
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # by Optuna's session

@@ -24,6 +24,7 @@ def upgrade() -> None:
         COORDINATORS,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("study_id", sa.Integer, sa.ForeignKey(f"{STUDIES}.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("session", sa.Text, nullable=False),
         sa.Column("host", sa.Text, nullable=False),
         sa.Column("machine", sa.Text, nullable=False),
         sa.Column("pid", sa.Integer, nullable=False),
