@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 from pydantic import Field, model_validator
 
 from mergesearch.search.sampling import SamplerOptions, SamplerStrategy
@@ -43,4 +46,20 @@ class TPE(SamplerStrategy):
     def sampler(self, seed: int) -> BaseSampler:
         """Optuna's TPE sampler."""
         chosen: dict[str, Any] = self.options.model_dump(exclude={"retries"})
-        return TPESampler(**chosen, seed=seed)
+        if self.options.group or not self.options.multivariate:
+            return TPESampler(**chosen, seed=seed)
+        return _Joint({d.name: d.sampling_distribution() for d in self.space.free}, **chosen, seed=seed)
+
+
+class _Joint(TPESampler):
+    """Optuna's, told which dimensions its joint density has.
+
+    It would find them out itself, by comparing the distributions of all trials: at 1,000 trials a third of a proposal.
+    """
+
+    def __init__(self, dimensions: dict[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._dimensions = dict(sorted(dimensions.items()))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        return dict(self._dimensions)
