@@ -35,6 +35,7 @@ from mergesearch.storage.tables import (
     TrialRow,
     in_utc,
 )
+from mergesearch.storage.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class StudyReader:
             row,
         )
         self._query_sets = QuerySets(storage.engine)
+        self._trials = Trials(storage.engine, optuna_study_id)
         self._mutex = threading.RLock()
         self.record = record_of(row)
         self.study = optuna.load_study(study_name=row.name, storage=storage)
@@ -110,7 +112,7 @@ class StudyReader:
         """
         with self._guarded():
             try:
-                trials = self.study.get_trials(deepcopy=False)
+                trials = self._trials.read()
             except KeyError:
                 raise self._deleted() from None
         return [t for t in trials if t.state != TrialState.WAITING]
