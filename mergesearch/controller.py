@@ -1,8 +1,9 @@
 """Ask, dispatch, tell: the only code that knows both search and workers.
 
-A logical trial is created with its recipe in the database before any worker sees it, and ends there exactly
-once. A process that dies leaves RUNNING trials behind; the next one adopts them, so a resumed study asks for
-nothing twice.
+A logical trial is created with its recipe and its lease in the database before any worker sees it, and ends there
+exactly once. Several coordinators may drive one study: each trial is thought of in full knowledge of all that were
+begun before it, and when another coordinator was faster, what it began is read first and the strategy asked again. A
+process that dies leaves RUNNING trials behind; the others, or the next one, take them over.
 
 Equal recipes are never evaluated twice: one that has a score shares it, and one that a worker holds is waited
 for before another trial is begun with it.
@@ -49,6 +50,8 @@ ALLOWED_INTERRUPTIONS = 3
 uses up one as well as a trial that takes its whole process along, and the two cannot be told apart."""
 ANCHOR_ATTR = "anchor_of"
 """Attribute of an anchor's trials: the beginning of its recipe's fingerprint. Names of anchors may be equal."""
+POLL_SECONDS = 2.0
+"""So often a coordinator looks what others did while it has nothing to do itself."""
 LABEL_CHARACTERS = 300
 """Of a trial's label; with a coefficient per layer there would be no end of it."""
 
@@ -64,7 +67,7 @@ class _Trial:
     label: str
     fingerprint: str
     raced: bool
-    epoch: int | None = None
+    epoch: int = 0
     deaths: list[str] = field(default_factory=list)
 
     @property
@@ -86,13 +89,17 @@ class Controller:
         self._screenings = 0
         self.screened: ScreeningReport | None = None
         """The newest prediction of merges, for strategies that predict."""
-        self._anchors: deque[tuple[Anchor, int]] = deque()  # still to be begun, with the failures so far
+        self._anchors: deque[Anchor] = deque()  # still to be begun
+        self._anchor_failures: Counter[str] = Counter()  # before this process
         self._distributions = study.space.distributions()
         self._rivals = Rivals(store, study.racing.rivals) if study.racing is not None else None
         self._flight: dict[int, _Trial] = {}
         self._last: dict[str, int] = {}  # the trial that a worker was given last
         self._waiting: deque[_Trial] = deque()
         self._summary = Summary("")
+        self._looked = -math.inf  # when trials left behind were looked for
+        self._seen: tuple[int, int] | None = None  # how far the history went when nothing could be begun
+        self._waited_for = ""
         self._failures = 0
         self._fruitless = 0
         self._best = -math.inf
@@ -105,64 +112,103 @@ class Controller:
             StorageError: the database went away.
         """
         started = time.monotonic()
-        self._adopt()
+        self._learn()
         try:
-            while True:
-                free, flying = self._pool.free, len(self._flight)
-                if free and self._dispatch_next(started):
-                    continue
-                if len(self._flight) < flying:
-                    continue  # trials ended while merges were predicted, which may have taught the strategy more
-                if free and not self._flight:
-                    break  # with no worker free, more may be left to do: one is being rebuilt
-                self._settle_all(self._pool.wait())
+            while self._step(started):
+                pass
         finally:
             self._summary.seconds = time.monotonic() - started
         return self._summary
 
-    def _adopt(self) -> None:
-        """Take over the trials that an earlier process left unfinished; they come before any new one."""
+    def _step(self, started: float) -> bool:
+        """Begin a trial, or wait until something happens; False at the study's end."""
+        wanted = self._store.wanted
+        if wanted == "stop":
+            self._summary.reason = "stopped, as was asked for"
+            return False
+        self._take_over()
+        history, flying = self._store.trials(), len(self._flight)
+        free, news = self._pool.free, _extent(history) != self._seen
+        if wanted == "run" and free and (news or self._waiting):
+            if self._dispatch_next(history, started):
+                return True
+            self._seen = _extent(history)
+        if len(self._flight) < flying:
+            return True  # trials ended while merges were predicted, which may have taught the strategy more
+        if self._flight or not free:  # with no worker free, more may be left to do: one is being rebuilt
+            self._settle_all(self._pool.wait(POLL_SECONDS))
+            return True
+        if wanted == "drain":
+            self._summary.reason = "ended, as was asked for"
+            return False
+        if wanted == "pause":
+            self._wait_for("paused, as was asked for; to go on: mergesearch control STUDY.yaml go")
+        elif self._out_of_time(started):
+            return False
+        elif others := [c for c in self._store.coordinators() if c.trials and c.id != self._store.coordinator]:
+            count = sum(c.trials for c in others)
+            trials = "1 trial" if count == 1 else f"{count} trials"
+            self._wait_for(f"waiting for {trials} of {'; '.join(map(str, others))}")
+        else:
+            return news  # what the others ended between two looks may have taught the strategy more
+        return True
+
+    def _wait_for(self, what: str) -> None:
+        if what != self._waited_for:
+            self._tell(self._listener.waiting, what)
+        self._waited_for = what
+        time.sleep(POLL_SECONDS)
+
+    def _learn(self) -> None:
+        """What earlier processes and other coordinators have recorded."""
         history = self._store.trials()
         values = [t.value for t in history if t.state == TrialState.COMPLETE and t.value is not None]
         self._best = max(values, default=-math.inf)
-        labels = {t.number: str(t.user_attrs.get("label", "")) for t in history}
-        anchors = {t.number for t in history if ANCHOR_ATTR in t.user_attrs}
-        self._anchors.extend(self._anchors_left(history))
+        self._anchors.extend(self._study.anchors())
+        self._anchor_failures = _anchor_failures(history)
         self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
-        unfinished = self._store.unfinished()
-        self._summary.adopted = len(unfinished)
+
+    def _take_over(self) -> None:
+        """Take over trials whose coordinator is gone; they come before any new one."""
+        if time.monotonic() - self._looked < POLL_SECONDS:
+            return
+        self._looked = time.monotonic()
+        unfinished = self._store.adopt()
+        if not unfinished:
+            return
+        self._summary.adopted += len(unfinished)
+        known = {t.number: t.user_attrs for t in self._store.trials()}
         for left in unfinished:
-            fingerprint, raced = left.recipe.fingerprint, self._races(anchor=left.number in anchors)
-            trial = _Trial(Task(left.number, left.recipe), labels[left.number], fingerprint, raced)
+            attrs = known.get(left.number, {})
+            fingerprint, raced = left.recipe.fingerprint, self._races(anchor=ANCHOR_ATTR in attrs)
+            trial = _Trial(Task(left.number, left.recipe), str(attrs.get("label", "")), fingerprint, raced, left.epoch)
             if left.attempts > self._search.retries + ALLOWED_INTERRUPTIONS:
                 reason = f"begun {left.attempts} times, it never ended: it may be what ends its process each time"
                 self._fail(trial, reason, recipe_at_fault=True)
             else:
                 self._waiting.append(trial)
 
-    def _anchors_left(self, history: Sequence[FrozenTrial]) -> list[tuple[Anchor, int]]:
-        """The anchors without a trial that has or may get a score, unless they failed too often."""
-        failures = Counter(t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state == TrialState.FAIL)
+    def _next_anchor(self, history: Sequence[FrozenTrial]) -> tuple[Anchor, int] | None:
+        """The first anchor without a trial that has or may get a score, and its failures; one failure each time."""
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
-        left = []
-        for anchor in self._study.anchors():
-            identity = _identity(self._study.recipe_of(anchor.coefficients))
-            if identity not in recorded and failures[identity] < MOST_ANCHOR_FAILURES:
-                left.append((anchor, failures[identity]))
-        return left
+        failures = _anchor_failures(history)
+        while self._anchors:
+            identity = _identity(self._study.recipe_of(self._anchors[0].coefficients))
+            count = failures[identity]
+            if identity not in recorded and count == self._anchor_failures[identity] < MOST_ANCHOR_FAILURES:
+                return self._anchors[0], count
+            self._anchors.popleft()
+        return None
 
-    def _dispatch_next(self, started: float) -> bool:
+    def _dispatch_next(self, history: Sequence[FrozenTrial], started: float) -> bool:
         """Start one trial, or end one that needs no worker; False when an outcome has to be waited for."""
         if self._waiting:
-            return self._start_waiting()
-        history = self._store.trials()
+            return self._start_waiting(history)
         self._summary.reason = self._used_up(history, started)
         if self._summary.reason:
             return False
-        if self._anchors:
-            if begun := self._begin_anchor(*self._anchors[0]):
-                self._anchors.popleft()
-            return begun
+        if (anchor := self._next_anchor(history)) is not None:
+            return self._begin_anchor(*anchor, history)
         self._summary.reason = self._exhausted(history)
         if self._summary.reason:
             return False
@@ -178,7 +224,8 @@ class Controller:
             worker = self._pool.idle[0]
         label = self._study.space.label(proposal.params)
         attrs = {"label": label[:LABEL_CHARACTERS], "proposal": proposal.attrs, **proposal.shown}
-        return self._begin(f"trial:{number}", proposal.params, self._study.recipe(proposal.params), attrs, worker)
+        recipe = self._study.recipe(proposal.params)
+        return self._begin(f"trial:{number}", proposal.params, recipe, attrs, history, worker)
 
     def _used_up(self, history: Sequence[FrozenTrial], started: float) -> str:
         """Why the budget allows no further trial; empty when it does. Trials in flight count as evaluated."""
@@ -186,9 +233,13 @@ class Controller:
         evaluated = [t for t in history if t.state != TrialState.FAIL and "duplicate_of" not in t.user_attrs]
         if search.trials is not None and len(evaluated) >= search.trials:
             return f"all {search.trials} trials are done"
-        if search.minutes is not None and time.monotonic() - started >= 60 * search.minutes:
+        if self._out_of_time(started):
             return f"the {search.minutes:g} minutes of this session are over"
         return ""
+
+    def _out_of_time(self, started: float) -> bool:
+        minutes = self._search.minutes
+        return minutes is not None and time.monotonic() - started >= 60 * minutes
 
     def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
         """Why the strategy need not be asked; empty when it is to be."""
@@ -199,13 +250,13 @@ class Controller:
             return f"the last {self._fruitless} proposals were known before or can get no score"
         return ""
 
-    def _begin_anchor(self, anchor: Anchor, failures: int) -> bool:
+    def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
         recipe = self._study.recipe_of(anchor.coefficients)
         name = anchor.name[:LABEL_CHARACTERS]
         attrs = {"label": name, "anchor": name, ANCHOR_ATTR: _identity(recipe)}
         if anchor.source:
             attrs[SOURCE_ATTR] = anchor.source
-        return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs)
+        return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs, history)
 
     def _begin(
         self,
@@ -213,27 +264,49 @@ class Controller:
         params: Mapping[str, float],
         recipe: MergeRecipe,
         attrs: dict[str, Any],
+        history: Sequence[FrozenTrial],
         worker: str | None = None,
     ) -> bool:
         """Record a new trial and start it; False, and nothing is recorded, while a worker holds its recipe."""
         fingerprint = recipe.fingerprint
-        if self._is_held(fingerprint):
+        if self._is_held(fingerprint, history):
             return False
         raced = self._races(anchor=ANCHOR_ATTR in attrs)
         known = self._known(fingerprint, raced=raced)
         if known is not None:
-            attrs = {**attrs, "duplicate_of": known[0]}
+            attrs, worker = {**attrs, "duplicate_of": known[0]}, None
+        elif worker is None:
+            worker = self._pool.idle[0]
         distributions = {k: v for k, v in self._distributions.items() if k in params}
-        number = self._store.begin(params, distributions, recipe=recipe, attrs=attrs, logical_id=logical_id)
-        self._start(_Trial(Task(number, recipe), attrs["label"], fingerprint, raced), known, worker)
+        number = self._store.begin(
+            params, distributions, recipe=recipe, attrs=attrs, logical_id=logical_id, worker=worker, after=len(history)
+        )
+        if number is None:  # another coordinator was faster: what it began is to be known first
+            self._summary.overtaken += 1
+            return True
+        trial = _Trial(Task(number, recipe), attrs["label"], fingerprint, raced)
+        if worker is None:
+            assert known is not None
+            self._share(trial, *known)
+        else:
+            self._submit(replace(trial, epoch=1), worker, history)
         return True
 
-    def _start_waiting(self) -> bool:
+    def _start_waiting(self, history: Sequence[FrozenTrial]) -> bool:
         """Start the first trial that waits, except for those whose recipe a worker holds."""
         for trial in self._waiting:
-            if not self._is_held(trial.fingerprint):
+            if not self._is_held(trial.fingerprint, history):
                 self._waiting.remove(trial)
-                self._start(trial, self._known(trial.fingerprint, raced=trial.raced))
+                known = self._known(trial.fingerprint, raced=trial.raced)
+                if known is not None:
+                    self._share(trial, *known)
+                    return True
+                worker = self._pool.idle[0]
+                epoch = self._store.lease(trial.number, worker)
+                if epoch is None:
+                    self._lost(trial)
+                else:
+                    self._submit(replace(trial, epoch=epoch), worker, history)
                 return True
         return False
 
@@ -244,29 +317,41 @@ class Controller:
         """What a trial of an equal recipe brought back; one that was stopped settles only those that may be stopped."""
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
-    def _is_held(self, fingerprint: str) -> bool:
-        return any(trial.fingerprint == fingerprint for trial in self._flight.values())
+    def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial]) -> bool:
+        """Whether a worker has the recipe, here or at another coordinator."""
+        if any(trial.fingerprint == fingerprint for trial in self._flight.values()):
+            return True
+        ours = {trial.number for trial in self._waiting}
+        return any(
+            t.state == TrialState.RUNNING and t.number not in ours and t.user_attrs.get("recipe") == fingerprint
+            for t in history
+        )
 
-    def _start(self, trial: _Trial, known: tuple[int, TrialResult] | None, worker: str | None = None) -> None:
-        """Give a trial to the named worker or to any, or at once what an equal recipe brought back."""
-        if known is not None:
-            original, result = known
-            result = replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
-            self._store.finish(trial.number, result)
-            self._summary.reused += 1
-            self._fruitless += 1
-            if result.stopped:
-                self._tell(self._listener.pruned, trial.number, trial.label, result)
-            else:
-                self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
+    def _share(self, trial: _Trial, original: int, result: TrialResult) -> None:
+        """End a trial with what an equal recipe brought back."""
+        result = replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
+        if self._store.finish(trial.number, result, epoch=trial.epoch) is Told.LATE:
+            self._lost(trial)
             return
+        self._summary.reused += 1
+        self._fruitless += 1
+        if result.stopped:
+            self._tell(self._listener.pruned, trial.number, trial.label, result)
+        else:
+            self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
+
+    def _submit(self, trial: _Trial, worker: str, history: Sequence[FrozenTrial]) -> None:
+        """Give a trial to the worker that has its lease."""
         if self._rivals is not None and trial.raced:
-            trial.task = replace(trial.task, rivals=self._rivals.best(self._store.trials()))
-        worker = self._pool.submit(trial.task, worker)
+            trial.task = replace(trial.task, rivals=self._rivals.best(history))
+        self._pool.submit(trial.task, worker)
         self._last[worker] = trial.number
         self._flight[trial.number] = trial
-        trial.epoch = self._store.lease(trial.number, worker)
         self._tell(self._listener.started, trial.number, trial.label)
+
+    def _lost(self, trial: _Trial) -> None:
+        reason = "another coordinator took it over or ended it; what came too late is kept aside"
+        self._tell(self._listener.failed, trial.number, trial.label, reason, retried=False)
 
     def _screen(self, screening: Screening) -> ScreeningReport:
         """Have a worker predict merges; trials that end meanwhile are recorded as ever.
@@ -330,7 +415,7 @@ class Controller:
             self._fail(trial, str(error), recipe_at_fault=True)
             return
         if told is Told.LATE:
-            self._tell(self._listener.failed, trial.number, trial.label, "was ended by another program", retried=False)
+            self._lost(trial)
             return
         self._failures = self._fruitless = 0
         if outcome.result.stopped:
@@ -355,7 +440,9 @@ class Controller:
             self._fail(trial, f"{times} workers died while they evaluated it: {evidence}")
 
     def _fail(self, trial: _Trial, reason: str, *, recipe_at_fault: bool = False) -> None:
-        self._store.fail(trial.number, reason, epoch=trial.epoch)
+        if self._store.fail(trial.number, reason, epoch=trial.epoch) is Told.LATE:
+            self._lost(trial)
+            return
         self._summary.failed += 1
         self._tell(self._listener.failed, trial.number, trial.label, reason, retried=False)
         if recipe_at_fault:
@@ -373,6 +460,15 @@ class Controller:
             event(*args, **kwargs)
         except Exception:
             logger.exception("what happened could not be shown; the study goes on")
+
+
+def _extent(history: Sequence[FrozenTrial]) -> tuple[int, int]:
+    """Trials begun, and of these ended."""
+    return len(history), sum(t.state.is_finished() for t in history)
+
+
+def _anchor_failures(history: Sequence[FrozenTrial]) -> Counter[str]:
+    return Counter(str(t.user_attrs.get(ANCHOR_ATTR)) for t in history if t.state == TrialState.FAIL)
 
 
 def _identity(recipe: MergeRecipe) -> str:

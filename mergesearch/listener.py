@@ -24,6 +24,9 @@ class Listener:
     def recorded(self, finished: int) -> None:
         """So many trials had ended before this call of `run_study`."""
 
+    def waiting(self, what: str) -> None:
+        """There is nothing to do until something happens elsewhere; said once for each reason."""
+
     def screened(self, report: ScreeningReport) -> None:
         """Merges were predicted from the embeddings of evaluated ones."""
 
@@ -53,6 +56,8 @@ class Summary:
     reused: int = 0
     failed: int = 0
     adopted: int = 0
+    overtaken: int = 0
+    """Proposals that were dropped because another coordinator began a trial meanwhile."""
     extra_tokens: int = 0
     """Encoded beside trials, for embeddings that were missing."""
     seconds: float = 0.0
@@ -66,6 +71,6 @@ class Summary:
             (self.failed, "failed"),
         ]
         done = ", ".join(f"{n} {what}" for n, what in counts if n) or "nothing to do"
-        adopted = f", {self.adopted} of them begun by an earlier process" if self.adopted else ""
+        adopted = f", {self.adopted} of them begun by another process" if self.adopted else ""
         extra = f", {self.extra_tokens:,} tokens encoded again for predictions" if self.extra_tokens else ""
         return f"{self.reason}: {done}{adopted}{extra}, {self.seconds:.0f} s"

@@ -72,7 +72,7 @@ class ScriptedPool(WorkerPool):
         self.attempts[task.number] += 1
         return name
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
         assert self.tasks or self._away, "nothing can ever happen"
         if self._away and (not self.tasks or self._rng.random() < 0.5):
             self._away.pop()
@@ -174,7 +174,7 @@ class PredictingPool(ScriptedPool):
         self.asked.append(task)
         return name
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
         task = self._question
         if task is None or self.tasks:
             return super().wait()

@@ -34,10 +34,14 @@ def scores(name: str) -> TrialResult:
 
 def steps(store: StudyStore) -> Told:
     """What a coordinator does for one trial; safe to repeat."""
-    number = begin(store, 0.5, "the trial")
+    store.adopt()
+    trials = store.trials()
+    number = trials[0].number if trials else begin(store, 0.5, "the trial")
     if store.result(number) is not None:
         return store.finish(number, scores(store.record.name))
-    return store.finish(number, scores(store.record.name), epoch=store.lease(number, "worker"))
+    epoch = store.lease(number, "worker")
+    assert epoch is not None
+    return store.finish(number, scores(store.record.name), epoch=epoch)
 
 
 def writes(connection: Any) -> bool:

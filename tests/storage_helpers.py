@@ -58,9 +58,18 @@ def result(seed: int = 0, *, tokens: int = 1234) -> TrialResult:
 
 
 def begin(store: StudyStore, alpha: float, logical_id: str, **attrs: Any) -> int:
-    """Begins a trial of `recipe(alpha)`."""
+    """Begins a trial of `recipe(alpha)`, which nobody else begins."""
+    number = try_to_begin(store, alpha, logical_id, **attrs)
+    assert number is not None
+    return number
+
+
+def try_to_begin(
+    store: StudyStore, alpha: float, logical_id: str, *, after: int | None = None, **attrs: Any
+) -> int | None:
+    """Begins a trial of `recipe(alpha)` unless somebody was faster."""
     params = {"alpha.segment_1": alpha}
-    return store.begin(params, DISTRIBUTIONS, recipe=recipe(alpha), attrs=attrs, logical_id=logical_id)
+    return store.begin(params, DISTRIBUTIONS, recipe=recipe(alpha), attrs=attrs, logical_id=logical_id, after=after)
 
 
 def open_store(url: str, record: StudyRecord | None = RECORD, *, exclusive: bool = True) -> StudyStore:

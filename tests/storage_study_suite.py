@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +19,7 @@ from mergesearch.storage import StudyRecord, StudyStore, list_studies, schema
 from mergesearch.storage.tables import Base, LossRow
 from tests.storage_helpers import (
     RECORD,
-    ROOT,
     begin,
-    open_soon,
     open_store,
     result,
 )
@@ -236,40 +230,3 @@ class StudySuite:
         engine.dispose()
         with pytest.raises(StorageError, match="made by a newer mergesearch"):
             open_store(url)
-
-    def test_a_second_coordinator_is_refused_until_the_first_is_killed(self, url: str) -> None:
-        code = (
-            "import sys\nfrom tests.storage_helpers import open_store\n"
-            "store = open_store(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()\n"  # until it is killed
-        )
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        holder = subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, **pipes, text=True)
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "open\n"
-            with pytest.raises(StorageError, match=rf"process {holder.pid} on "):
-                open_store(url)
-            open_store(url, exclusive=False).close()
-            holder.send_signal(signal.SIGKILL)
-            holder.wait()
-            store = open_soon(url)
-            store.close()
-        finally:
-            holder.kill()
-            holder.communicate()
-
-    def test_the_lock_is_not_kept_alive_by_forked_children(self, url: str) -> None:
-        code = (
-            "import os, sys\nfrom tests.storage_helpers import open_store\n"
-            "store = open_store(sys.argv[1])\nchild = os.fork()\n"
-            "if child == 0: sys.stdin.read(); os._exit(0)\n"  # outlives its parent, and ends with the test
-            "print(child, flush=True)\nos.kill(os.getpid(), 9)\n"
-        )
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url], cwd=ROOT, **pipes, text=True)
-        with parent:
-            assert parent.stdout is not None
-            child = int(parent.stdout.readline())
-            parent.wait()
-            open_soon(url).close()
-            os.kill(child, 0)  # it is there still

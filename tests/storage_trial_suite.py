@@ -174,8 +174,7 @@ class TrialSuite:
             assert (open_trial.attempts, open_trial.lease_owner) == (2, "w2")
             assert store.finish(number, result(2), epoch=new) is Told.RECORDED
             assert store.trials()[0].value == result(2).value
-            with pytest.raises(StorageError, match="ended"):
-                store.lease(number, "w3")
+            assert store.lease(number, "w3") is None
 
     def test_not_a_number_is_never_a_score(self, url: str) -> None:
         good = result().collections[0]
@@ -213,10 +212,11 @@ class TrialSuite:
             store.finish(begin(store, 0.1, "a"), result(1))
             store.lease(begin(store, 0.2, "b"), "w1")
         with open_store(url) as store:
-            (trial,) = store.unfinished()
+            (trial,) = store.adopt()
             assert (trial.number, trial.logical_id, trial.attempts) == (1, "b", 1)
             assert trial.recipe == recipe(0.2)
-            assert begin(store, 0.2, "b") == 1
+            assert [t.coordinator for t in store.unfinished()] == [store.coordinator]
+            assert store.adopt() == []
             assert store.finish(1, result(2), epoch=store.lease(1, "w2")) is Told.RECORDED
             assert [t.value for t in store.trials()] == [result(1).value, result(2).value]
             assert store.unfinished() == []

@@ -60,6 +60,10 @@ class StudyProgress(Listener):
         """How many trials an earlier process had finished."""
         self._bars.update(self._trials, completed=finished)
 
+    def waiting(self, what: str) -> None:
+        """One line."""
+        self._line(what, step=False)
+
     def screened(self, report: ScreeningReport) -> None:
         """One line with what is promised."""
         if report.picks:

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLA
 from sqlalchemy.pool import NullPool
 
 from mergesearch.errors import StorageError
+from mergesearch.storage.patience import ConnectionLostError
 
 SQLITE_WAIT_SECONDS = 30
 """How long a statement waits for another program's write; `?timeout=` in the URL overrides it."""
@@ -159,7 +160,7 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StorageError(self._explain(error)) from None
+            raise self._explain(error) from None
         except ImportError as error:
             raise StorageError(self._explain_missing_driver(error)) from None
 
@@ -173,7 +174,7 @@ class Database:
         remedy = 'pip install "mergesearch[postgres]"' if driver == "psycopg" else f"pip install {driver}"
         return f"{self.shown}: the driver {driver!r} is not installed ({error.name or driver}). Run: {remedy}"
 
-    def _explain(self, error: BaseException) -> str:
+    def _explain(self, error: BaseException) -> StorageError:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, SQLAlchemyError):
             cause = cause.__cause__ or cause.__context__
@@ -182,13 +183,14 @@ class Database:
         lower = said.lower()
         for sign, advice in _SQLITE_ADVICE if self.is_sqlite else _POSTGRES_ADVICE:
             if sign in lower:
-                return f"{self.shown}: {advice} (the database said: {said})"
+                kind = ConnectionLostError if sign in _SOON_OVER else StorageError
+                return kind(f"{self.shown}: {advice} (the database said: {said})")
         if not self.is_sqlite and isinstance(cause, OperationalError | InterfaceError):
-            return (
+            return ConnectionLostError(
                 f"{self.shown}: the server cannot be reached or dropped the connection. Check host, port and "
                 f"network; the same command goes on where it stopped. (The driver said: {said})"
             )
-        return f"{self.shown}: {said}"
+        return StorageError(f"{self.shown}: {said}")
 
 
 _SQLITE_ADVICE = (
@@ -208,8 +210,12 @@ _POSTGRES_ADVICE = (
     ("password authentication failed", "user or password refused. Check them (%-encode special characters)."),
     ("no password supplied", "a password is needed: postgresql://user:password@host/database"),
     ("database system is starting up", "the server is starting. Run this again in a moment."),
+    ("system is shutting down", "the server is being stopped. Run this again when it is back."),
     ("too many clients", "the server has no connection left. Raise max_connections or stop other clients."),
+    ("no space left", "the server's disk is full. Free some space; the same command then goes on where it stopped."),
     ("permission denied", "the user may not write here. GRANT CREATE, SELECT, INSERT, UPDATE, DELETE to it."),
     ("read-only transaction", "the server is a read-only replica. Name the primary."),
     ("does not exist", "the database, user or a table of it does not exist. Create it: createdb NAME"),
 )
+
+_SOON_OVER = frozenset({"database system is starting up", "system is shutting down", "too many clients"})

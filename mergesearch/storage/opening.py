@@ -17,6 +17,7 @@ from mergesearch.errors import ResumeError, StorageError, unknown
 from mergesearch.storage.engine import Database
 from mergesearch.storage.record import StudyRecord, changes, check_resumable, plain
 from mergesearch.storage.tables import (
+    CoordinatorRow,
     HistoryRow,
     LateResultRow,
     LossRow,
@@ -137,7 +138,7 @@ def no_such_study(database: Database, storage: optuna.storages.RDBStorage, name:
 
 
 def settle(storage: optuna.storages.RDBStorage, optuna_id: int, row: StudyRow) -> None:
-    """Mends what other programs did to the trials while nobody drove the study.
+    """Mends what other programs did to the trials meanwhile; trials of other coordinators are left alone.
 
     A running trial that was not begun here has no recipe, so nobody could ever end it: it is failed. A trial
     of ours that another program ended keeps the end it was given.
@@ -184,6 +185,6 @@ def _remove_deleted_studies(engine: sa.Engine) -> None:
         trials = sa.select(TrialRow.id).where(TrialRow.study_id.in_(gone))
         for child in (ScoreRow, LateResultRow):
             session.execute(sa.delete(child).where(child.trial_id.in_(trials)))
-        for table in (TrialRow, HistoryRow, ReadingRow, LossRow):
+        for table in (TrialRow, CoordinatorRow, HistoryRow, ReadingRow, LossRow):
             session.execute(sa.delete(table).where(table.study_id.in_(gone)))
         session.execute(sa.delete(StudyRow).where(StudyRow.id.in_(gone)))

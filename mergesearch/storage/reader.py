@@ -21,8 +21,10 @@ from sqlalchemy.orm import Session
 from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
+from mergesearch.storage.coordinators import CoordinatorState, Wanted, coordinators, want
 from mergesearch.storage.engine import Database
 from mergesearch.storage.opening import record_of
+from mergesearch.storage.patience import patient
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.scores import QuerySets
 from mergesearch.storage.tables import (
@@ -47,7 +49,9 @@ class UnfinishedTrial:
         logical_id: the caller's name for it.
         recipe: what is to be evaluated.
         attempts: leases given so far.
-        lease_owner: who holds the newest lease; None when none was given.
+        lease_owner: the worker of the newest lease; None when none was given.
+        coordinator: id of the process that holds it, alive or not.
+        epoch: of the newest lease.
     """
 
     number: int
@@ -55,6 +59,21 @@ class UnfinishedTrial:
     recipe: MergeRecipe
     attempts: int
     lease_owner: str | None
+    coordinator: int | None
+    epoch: int
+
+    @classmethod
+    def of(cls, row: TrialRow) -> UnfinishedTrial:
+        """What a row says."""
+        return cls(
+            number=row.number,
+            logical_id=row.logical_id,
+            recipe=MergeRecipe.from_dict(row.recipe),
+            attempts=row.attempts,
+            lease_owner=row.lease_owner,
+            coordinator=row.coordinator_id,
+            epoch=row.lease_epoch,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,8 @@ class StudyReader:
 
     study: optuna.Study
     record: StudyRecord
+    patience = 0.0
+    """Seconds for which a lost connection is tried again."""
 
     def __init__(
         self, database: Database, storage: optuna.storages.RDBStorage, optuna_study_id: int, row: StudyRow
@@ -102,9 +123,11 @@ class StudyReader:
         self._query_sets = QuerySets(storage.engine)
         self._trials = Trials(storage.engine, optuna_study_id)
         self._mutex = threading.RLock()
+        self._queued = 0  # trials that other programs queued, at the last look
         self.record = record_of(row)
         self.study = optuna.load_study(study_name=row.name, storage=storage)
 
+    @patient
     def trials(self) -> list[FrozenTrial]:
         """All trials in number order, except those that other programs queued and nobody began.
 
@@ -115,38 +138,58 @@ class StudyReader:
                 trials = self._trials.read()
             except KeyError:
                 raise self._deleted() from None
-        return [t for t in trials if t.state != TrialState.WAITING]
+            begun = [t for t in trials if t.state != TrialState.WAITING]
+            self._queued = len(trials) - len(begun)
+            return begun
 
+    @patient
     def unfinished(self) -> list[UnfinishedTrial]:
         """The trials without an end, in number order; after a crash they are adopted and evaluated again."""
         with self._guarded(), Session(self._storage.engine) as session:
             query = self._trial_rows().where(TrialRow.outcome.is_(None)).order_by(TrialRow.number)
-            return [
-                UnfinishedTrial(
-                    number=row.number,
-                    logical_id=row.logical_id,
-                    recipe=MergeRecipe.from_dict(row.recipe),
-                    attempts=row.attempts,
-                    lease_owner=row.lease_owner,
-                )
-                for row in session.scalars(query)
-            ]
+            return [UnfinishedTrial.of(row) for row in session.scalars(query)]
 
+    @patient
+    def coordinators(self) -> list[CoordinatorState]:
+        """Processes that drive the study, and those that ended and left trials behind, in the order of their starts."""
+        with self._guarded():
+            return coordinators(self._storage.engine, self._row.id)
+
+    @patient
+    def want(self, wanted: Wanted) -> None:
+        """Say what is wanted of the study's coordinators; they hear it at their next heartbeat.
+
+        `pause` holds until `run`; `drain` and `stop` do not bind those that start later.
+        """
+        with self._guarded():
+            want(self._storage.engine, self._row.id, wanted)
+
+    @patient
+    def wants(self) -> Wanted:
+        """What is wanted of the coordinators that are there."""
+        with self._guarded(), Session(self._storage.engine) as session:
+            wanted: Wanted = session.get_one(StudyRow, self._row.id).wanted  # type: ignore[assignment]
+            return wanted
+
+    @patient
     def recipe(self, number: int) -> MergeRecipe:
         """The recipe of a trial."""
         with self._guarded():
             return MergeRecipe.from_dict(self._trial(number).recipe)
 
+    @patient
     def result(self, number: int) -> TrialResult | None:
         """What a trial brought back, to the bit; None while it runs and when it failed."""
         with self._guarded():
             return self._result(self._trial(number))
 
+    @patient
     def seconds(self, number: int) -> Mapping[str, float]:
         """Wall seconds per phase of a trial; empty while it runs and when it failed."""
         with self._guarded():
             return dict(self._trial(number).seconds or {})
 
+    @patient
     def per_query(self, number: int, collection: str, metric: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
         """Query ids and their scores, float64 [Q], of a completed trial on one collection."""
         with self._guarded():
@@ -158,10 +201,12 @@ class StudyReader:
         known = ", ".join(f"{s.metric} on {s.collection!r}" for s in available) or "none"
         raise StorageError(f"trial {number} has no scores {metric} on {collection!r}; it has: {known}.")
 
+    @patient
     def value_of(self, fingerprint: str) -> tuple[int, TrialResult] | None:
         """The first completed trial of an equal recipe, and what it brought back."""
         return self._first(fingerprint, "complete")
 
+    @patient
     def stopped(self, fingerprint: str) -> tuple[int, TrialResult] | None:
         """The first trial of an equal recipe that was stopped after a look, and what it brought back until then."""
         return self._first(fingerprint, "pruned")
@@ -175,24 +220,28 @@ class StudyReader:
                     return row.number, result
         return None
 
+    @patient
     def history(self) -> list[tuple[datetime, str, dict[str, Any]]]:
         """What happened to the study, oldest first: (when, event, detail)."""
         with self._guarded(), Session(self._storage.engine) as session:
             query = sa.select(HistoryRow).where(HistoryRow.study_id == self._row.id).order_by(HistoryRow.id)
             return [(in_utc(row.at), row.event, row.detail) for row in session.scalars(query)]
 
+    @patient
     def late_results(self, number: int) -> list[tuple[str, float | None]]:
         """(why, value) of what was handed in for a trial and could not be recorded, oldest first."""
         with self._guarded(), Session(self._storage.engine) as session:
             query = sa.select(LateResultRow).where(LateResultRow.trial_id == self._trial(number).id)
             return [(row.reason, row.value) for row in session.scalars(query.order_by(LateResultRow.id))]
 
+    @patient
     def losses(self, examples: str) -> dict[str, float]:
         """Content hash of every source measured on a set of examples, named by its fingerprint, to its loss."""
         with self._guarded(), Session(self._storage.engine) as session:
             query = sa.select(LossRow).where(LossRow.study_id == self._row.id, LossRow.examples == examples)
             return {row.content_hash: row.loss for row in session.scalars(query)}
 
+    @patient
     def test_readings(self) -> list[Reading]:
         """Every reading of a test split, oldest first."""
         with self._guarded(), Session(self._storage.engine) as session:
@@ -209,6 +258,7 @@ class StudyReader:
                 for row in session.scalars(query)
             ]
 
+    @patient
     def record_test_reading(
         self,
         collections: Iterable[CollectionScores],

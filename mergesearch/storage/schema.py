@@ -47,7 +47,7 @@ def prepare(database: Database, engine: sa.Engine, *, create: bool) -> None:
             return
         if not create:
             raise StorageError(_not_ready(database, engine))
-        with _one_at_a_time(database, engine):
+        with one_at_a_time(database, engine, "schema"):
             if _up_to_date(database, engine):
                 return
             database.optuna_storage(create_tables=True).engine.dispose()
@@ -94,13 +94,14 @@ def _migrate(database: Database, engine: sa.Engine) -> None:
 
 
 @contextmanager
-def _one_at_a_time(database: Database, engine: sa.Engine) -> Iterator[None]:
+def one_at_a_time(database: Database, engine: sa.Engine, what: str) -> Iterator[None]:
+    """While open, no other process is inside for the same `what`; an SQLite file has one process anyway."""
     if database.is_sqlite:
         yield
         return
     with engine.connect() as connection:
         connection.exec_driver_sql(f"SET lock_timeout = '{SCHEMA_LOCK_SECONDS}s'")
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(advisory_key("schema"))))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(advisory_key(what))))
         yield
         connection.rollback()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,14 +21,19 @@ from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import ESTIMATE_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import lock, opening, schema, scores
+from mergesearch.storage.coordinators import Membership, Wanted, take_over
 from mergesearch.storage.engine import Database, redact_urls
-from mergesearch.storage.reader import StudyReader
+from mergesearch.storage.patience import PATIENCE_SECONDS, patient
+from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
 from mergesearch.storage.transaction import joined, write_intermediate_values, write_trial_attributes
 
 ATTRIBUTE_CHARACTERS = 4_000
 """The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
+
+MOST_LATE_SHOWN = 10
+"""Of a trial's late results, as attribute; all of them are kept."""
 
 
 class Told(enum.Enum):
@@ -42,6 +47,10 @@ class Told(enum.Enum):
     """Another end stands, or the lease had passed to somebody else; it was kept aside."""
 
 
+class _OvertakenError(Exception):
+    """Others have begun trials that the caller has not seen."""
+
+
 class _FencedError(Exception):
     """The lease under which a result was computed has passed to somebody else."""
 
@@ -50,11 +59,12 @@ class StudyStore(StudyReader):
     """A study in its database.
 
     One store may be used by several threads; what it writes is serialised. All methods raise `StorageError`
-    when the database cannot be reached or used. Whatever was not confirmed by a return may be repeated: every
-    write is keyed so that a repetition changes nothing.
+    when the database cannot be reached or used; a coordinator's are repeated for minutes before. Whatever was not
+    confirmed by a return may be repeated: every write is keyed so that a repetition changes nothing.
     """
 
-    _lock: lock.CoordinatorLock | None = None
+    _lock: lock.FileLock | None = None
+    _membership: Membership | None = None
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
@@ -64,42 +74,58 @@ class StudyStore(StudyReader):
             url: an SQLite or PostgreSQL URL; passwords in it are kept out of everything that is stored.
             study_name: the study.
             record: what the study is made of; compared with what is stored. None opens what is there.
-            exclusive: as the study's one coordinator, who may begin and end trials; creates the database,
-                tables and study where missing. Without it the study must exist.
+            exclusive: as a coordinator, who may begin and end trials; creates the database, tables and study where
+                missing. SQLite serves one, PostgreSQL any number. Without it the study must exist.
 
         Raises:
             ResumeError: the study differs from `record` in something that can change a score (all
                 differences are listed), or was not made by mergesearch.
-            StorageError: no such study, another coordinator (named), or no access to the database.
+            StorageError: no such study, another coordinator of an SQLite file (named), or no access to the database.
         """
         database = Database.parse(url)
         if not exclusive and database.path is not None and not database.path.is_file():
             raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
         engine = database.engine()
         with ExitStack() as undo, database.friendly():
-            right = lock.acquire(database, engine, study_name) if exclusive else None
+            right = lock.FileLock(database.path, study_name) if exclusive and database.path is not None else None
             if right is not None:
                 undo.callback(right.release)
+            if exclusive:
                 _probe_writing(database, engine)
             schema.prepare(database, engine, create=exclusive)
             storage = database.optuna_storage(create_tables=False)
             undo.callback(storage.engine.dispose)
-            found = opening.find_study(database, storage, study_name)
-            clean = _stored_form(database, study_name, record)
-            if found is not None and clean is not None:
-                opening.resume_study(database, storage.engine, found[1], clean, write=exclusive)
-            elif found is None and clean is not None and exclusive:
-                opening.create_study(storage, clean)
+            with schema.one_at_a_time(database, engine, f"study:{study_name}") if exclusive else nullcontext():
                 found = opening.find_study(database, storage, study_name)
-            if found is None:
-                raise opening.no_such_study(database, storage, study_name)
-            if exclusive:
-                opening.settle(storage, *found)
+                clean = _stored_form(database, study_name, record)
+                if found is not None and clean is not None:
+                    opening.resume_study(database, storage.engine, found[1], clean, write=exclusive)
+                elif found is None and clean is not None and exclusive:
+                    opening.create_study(storage, clean)
+                    found = opening.find_study(database, storage, study_name)
+                if found is None:
+                    raise opening.no_such_study(database, storage, study_name)
+                if exclusive:
+                    opening.settle(storage, *found)
             store = cls(database, storage, *found)
             store._lock = right
+            if exclusive:
+                store._membership = Membership(storage.engine, found[1].id)
+                store.patience = PATIENCE_SECONDS
             undo.pop_all()
             return store
 
+    @property
+    def coordinator(self) -> int:
+        """This coordinator's id."""
+        return self._member.id
+
+    @property
+    def wanted(self) -> Wanted:
+        """What was wanted of this coordinator at its last heartbeat."""
+        return self._member.wanted
+
+    @patient
     def begin(
         self,
         params: Mapping[str, Any],
@@ -108,8 +134,12 @@ class StudyStore(StudyReader):
         recipe: MergeRecipe,
         attrs: Mapping[str, Any],
         logical_id: str,
-    ) -> int:
-        """Begins a trial, in one transaction; the number of the one there is when `logical_id` is known.
+        worker: str | None = None,
+        after: int | None = None,
+    ) -> int | None:
+        """Begins a trial and gives it to a worker, in one transaction.
+
+        A repetition after a lost answer gives the number of the trial that was begun then.
 
         Args:
             params: values as Optuna shows them; empty for a trial outside the space.
@@ -117,15 +147,25 @@ class StudyStore(StudyReader):
             recipe: what is to be evaluated; its fingerprint becomes the attribute `recipe`.
             attrs: small user attributes, such as `anchor` or `proposal`.
             logical_id: the caller's name for the trial, unique in the study.
+            worker: who gets its first lease, of epoch 1; None gives none yet.
+            after: how many trials `trials` told of when this one was thought of; None does not care.
+
+        Returns:
+            The trial's number; None, and nothing was begun, when another coordinator has begun a trial meanwhile,
+            after `after` or of this `logical_id`.
 
         Raises:
-            StorageError: `logical_id` is taken by a trial of another recipe, a parameter does not fit its
-                distribution or those of earlier trials, or an attribute is too large.
+            StorageError: `logical_id` is taken by a trial of this coordinator of another recipe, a parameter does not
+                fit its distribution or those of earlier trials, or an attribute is too large.
         """
         attributes = {"recipe": recipe.fingerprint, **_attributes(attrs)}
         numbers: list[int] = []  # one per attempt of the transaction
+        held_by, leases = self._member.id, 0 if worker is None else 1
 
         def write(session: Session, trial: Any) -> None:
+            # Optuna holds a lock on the study here, so nobody else begins a trial meanwhile.
+            if after is not None and trial.number != after + self._queued:
+                raise _OvertakenError
             numbers.append(trial.number)
             session.add(
                 TrialRow(
@@ -135,6 +175,11 @@ class StudyStore(StudyReader):
                     number=trial.number,
                     fingerprint=recipe.fingerprint,
                     recipe=recipe.to_dict(),
+                    coordinator_id=held_by,
+                    attempts=leases,
+                    lease_epoch=leases,
+                    lease_owner=None if worker is None else self._text(worker),
+                    leased_at=None if worker is None else sa.func.now(),
                 )
             )
 
@@ -149,7 +194,7 @@ class StudyStore(StudyReader):
                 )
                 with joined(self._storage, "trials", write):
                     self._storage.create_new_trial(self._optuna_study_id, template)
-            except IntegrityError:
+            except (IntegrityError, _OvertakenError):
                 return self._begun(logical_id, recipe)
             except KeyError:
                 raise self._deleted() from None
@@ -157,27 +202,37 @@ class StudyStore(StudyReader):
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
         return numbers[-1]
 
-    def lease(self, number: int, worker: str) -> int:
-        """Gives a running trial to a worker and counts the attempt.
+    @patient
+    def lease(self, number: int, worker: str) -> int | None:
+        """Gives a running trial to a worker, once more or at last, and counts the attempt.
 
         Returns:
-            The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial.
-
-        Raises:
-            StorageError: the trial has ended.
+            The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial. None when
+            another coordinator has taken the trial over, or it has ended.
         """
         with self._driving():
             row_id = self._trial(number).id
             with Session(self._storage.engine) as session, session.begin():
                 row = session.get_one(TrialRow, row_id, with_for_update=True)
-                if row.outcome is not None:
-                    raise StorageError(f"trial {number} has ended ({row.outcome}) and cannot be leased again.")
+                if row.outcome is not None or row.coordinator_id != self._member.id:
+                    return None
                 row.lease_epoch += 1
                 row.attempts += 1
                 row.lease_owner = self._text(worker)
                 row.leased_at = sa.func.now()
                 return row.lease_epoch
 
+    @patient
+    def adopt(self) -> list[UnfinishedTrial]:
+        """Takes over the unfinished trials of coordinators that are gone; in number order.
+
+        What their workers may still bring is too late then. Trials that this coordinator holds are not among them.
+        """
+        with self._driving():
+            rows = take_over(self._storage.engine, self._row.id, self._member.id, alone=self._database.is_sqlite)
+            return [UnfinishedTrial.of(row) for row in rows]
+
+    @patient
     def finish(self, number: int, result: TrialResult, *, epoch: int | None = None) -> Told:
         """Ends a trial with its scores: scores, attributes, value and state in one transaction.
 
@@ -218,6 +273,7 @@ class StudyStore(StudyReader):
                 self._keep_aside(number, epoch, worker, value, "result")
             return told
 
+    @patient
     def fail(self, number: int, reason: str, *, epoch: int | None = None) -> Told:
         """Ends a trial without scores; the reason is kept, its beginning as the attribute `failure`."""
         text = self._text(reason)
@@ -233,6 +289,7 @@ class StudyStore(StudyReader):
                 self._keep_aside(number, epoch, None, None, f"failure: {text}")
             return told
 
+    @patient
     def keep_embeddings(self, number: int, name: str) -> None:
         """Notes under which name the embeddings of a trial are kept now."""
         with self._driving():
@@ -240,6 +297,7 @@ class StudyStore(StudyReader):
             with Session(self._storage.engine) as session, session.begin():
                 session.get_one(TrialRow, row_id, with_for_update=True).embeddings = name or None
 
+    @patient
     def save_figure(self, name: str, figure: Any) -> None:
         """Keep a plotly figure with the study, in place of an earlier one of that name; optuna-dashboard shows it."""
         from optuna_dashboard import save_plotly_graph_object
@@ -247,6 +305,7 @@ class StudyStore(StudyReader):
         with self._driving():
             save_plotly_graph_object(self.study, figure, graph_object_id=name)
 
+    @patient
     def record_loss(self, source: str, content_hash: str, examples: str, loss: float) -> None:
         """Keeps the loss of a source on a set of examples; the first one recorded stands."""
         row = LossRow(study_id=self._row.id, source=source, content_hash=content_hash, examples=examples, loss=loss)
@@ -259,23 +318,32 @@ class StudyStore(StudyReader):
                     raise
 
     def close(self) -> None:
-        """Closes the connections and gives up the right to drive the study; harmless when called again."""
+        """Gives up leases and the right to drive the study, closes connections; harmless when called again."""
+        if self._membership is not None:
+            self._membership.close()
         super().close()
         if self._lock is not None:
             self._lock.release()
 
+    @property
+    def _member(self) -> Membership:
+        if self._membership is None:
+            raise StorageError(f"study {self._row.name!r} was opened for reading; open it exclusively to drive it.")
+        return self._membership
+
     @contextmanager
     def _driving(self) -> Iterator[None]:
         with self._guarded():
-            if self._lock is None:
-                raise StorageError(f"study {self._row.name!r} was opened for reading; open it exclusively to drive it.")
-            self._lock.check()
+            assert self._member
             yield
 
-    def _begun(self, logical_id: str, recipe: MergeRecipe) -> int:
+    def _begun(self, logical_id: str, recipe: MergeRecipe) -> int | None:
+        """The trial of this coordinator that has the logical id: it was begun, and the answer was lost."""
         with Session(self._storage.engine) as session:
             row: TrialRow | None = session.scalar(self._trial_rows().where(TrialRow.logical_id == logical_id))
-        if row is None or row.fingerprint != recipe.fingerprint:
+        if row is None or row.coordinator_id != self._member.id:
+            return None
+        if row.fingerprint != recipe.fingerprint:
             raise StorageError(f"the logical id {logical_id!r} of study {self._row.name!r} names another trial.")
         return row.number
 
@@ -316,9 +384,18 @@ class StudyStore(StudyReader):
         return Told.ALREADY if (row.outcome, row.value) == (opening.OUTCOMES[state], value) else Told.LATE
 
     def _keep_aside(self, number: int, epoch: int | None, worker: str | None, value: float | None, reason: str) -> None:
-        row_id = self._trial(number).id
+        trial = self._trial(number)
+        late = LateResultRow(trial_id=trial.id, epoch=epoch, worker=worker, value=value, reason=reason)
         with Session(self._storage.engine) as session, session.begin():
-            session.add(LateResultRow(trial_id=row_id, epoch=epoch, worker=worker, value=value, reason=reason))
+            session.get_one(TrialRow, trial.id, with_for_update=True)
+            query = sa.select(LateResultRow).where(LateResultRow.trial_id == trial.id)
+            kept = list(session.scalars(query.order_by(LateResultRow.id)))
+            if any((k.epoch, k.worker, k.value, k.reason) == (epoch, worker, value, reason) for k in kept):
+                return  # kept before, and only the confirmation was lost
+            session.add(late)
+            shown = [{"lease": k.epoch, "worker": k.worker, "value": k.value} for k in (*kept, late)]
+            # Written past Optuna, which takes no attributes of trials that have ended.
+            write_trial_attributes(session, trial.optuna_trial_id, {"late_results": shown[-MOST_LATE_SHOWN:]})
 
 
 def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:

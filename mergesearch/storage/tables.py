@@ -53,9 +53,10 @@ def _belongs_to(table: str) -> Mapped[int]:
 
 
 class StudyRow(Base):
-    """A study: what made it, and what may never change while it lives.
+    """A study: what made it, what may never change while it lives, and what is wanted of those who drive it.
 
-    `uid` is also a system attribute of Optuna's study; a row without that counterpart is of a deleted study.
+    `wanted` is `run`, `pause`, `drain` or `stop`; the last two bind coordinators up to the id `wanted_of` only. `uid`
+    is also a system attribute of Optuna's study; a row without that counterpart is of a deleted study.
     """
 
     __tablename__ = "mergesearch_studies"
@@ -68,7 +69,30 @@ class StudyRow(Base):
     study_file: Mapped[str] = mapped_column(sa.Text)
     file_name: Mapped[str] = mapped_column(sa.Text)
     versions: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    wanted: Mapped[str] = mapped_column(sa.String(16), server_default="run")
+    wanted_of: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = _now()
+
+
+class CoordinatorRow(Base):
+    """A process that drives a study or did. It is alive while its heartbeat is younger than its lease.
+
+    `machine` names the set of processes among which `pid` and `process_started` (its age by the machine's own
+    count) tell whether it still exists: a boot of a machine, or a container on it.
+    """
+
+    __tablename__ = "mergesearch_coordinators"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _belongs_to("mergesearch_studies")
+    host: Mapped[str] = mapped_column(sa.Text)
+    machine: Mapped[str] = mapped_column(sa.Text)
+    pid: Mapped[int]
+    process_started: Mapped[float] = mapped_column(sa.Double)
+    lease_seconds: Mapped[float] = mapped_column(sa.Double)
+    started_at: Mapped[datetime] = _now()
+    heartbeat_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
 
 
 class HistoryRow(Base):
@@ -87,7 +111,7 @@ class TrialRow(Base):
     """A logical trial: written with Optuna's trial in one transaction, ended with it in one transaction.
 
     `outcome` is NULL while the trial runs, then `complete`, `pruned` or `fail`, and never changes again. `lease_epoch`
-    counts the leases given; only the newest may end the trial.
+    counts the leases given; only the newest may end the trial. It lives as long as the coordinator that holds it.
     """
 
     __tablename__ = "mergesearch_trials"
@@ -95,6 +119,12 @@ class TrialRow(Base):
         sa.UniqueConstraint("study_id", "logical_id", name="uq_mergesearch_trials_logical_id"),
         sa.UniqueConstraint("study_id", "number", name="uq_mergesearch_trials_number"),
         sa.Index("ix_mergesearch_trials_fingerprint", "study_id", "fingerprint"),
+        sa.Index(
+            "ix_mergesearch_trials_open",
+            "study_id",
+            postgresql_where=sa.text("outcome IS NULL"),
+            sqlite_where=sa.text("outcome IS NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -105,6 +135,7 @@ class TrialRow(Base):
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
     recipe: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     attempts: Mapped[int] = mapped_column(default=0)
+    coordinator_id: Mapped[int | None]
     lease_epoch: Mapped[int] = mapped_column(default=0)
     lease_owner: Mapped[str | None] = mapped_column(sa.Text)
     leased_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))

@@ -30,7 +30,7 @@ class LocalPool(WorkerPool):
         self._task = task
         return "local"
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:  # noqa: ARG002 - the evaluation takes its time
         """Evaluate the submitted task."""
         assert self._task is not None
         assert self._evaluator is not None

@@ -131,10 +131,11 @@ class WorkerPool(ABC):
         """Give a task to an idle worker, the named one or any; returns the worker's name."""
 
     @abstractmethod
-    def wait(self) -> list[Outcome]:
-        """Block until a submitted task has an outcome, or until a worker that was rebuilt is idle.
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        """Block until a submitted task has an outcome, until a worker that was rebuilt is idle, or for a while.
 
-        Called while a task is out or nobody is idle. An empty list means that somebody has become idle.
+        Called while a task is out or nobody is idle. An empty list means that somebody has become idle, or that
+        `timeout` seconds are over; a pool that evaluates in the calling thread may take longer.
 
         Raises:
             WorkerError: the last worker is lost and cannot be replaced.

@@ -115,13 +115,13 @@ class RayPool(WorkerPool):
         self._running[self._actors[name].evaluate.remote(task, name)] = (name, task)
         return name
 
-    def wait(self) -> list[Outcome]:
-        """Block until a worker answers, dies or has been rebuilt."""
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        """Block until a worker answers, dies or has been rebuilt, or for a while."""
         pending = [*self._running, *self._building]
         assert pending
         while True:
-            done, _ = ray.wait(pending, num_returns=1, timeout=PATIENCE_SECONDS)
-            if done:
+            done, _ = ray.wait(pending, num_returns=1, timeout=min(PATIENCE_SECONDS, timeout or PATIENCE_SECONDS))
+            if done or timeout is not None:
                 break
             if self._building and not self._running:
                 cpus = ray.available_resources().get("CPU", 0)

@@ -38,7 +38,7 @@ class Evaluated(WorkerPool):
         self._task = task
         return worker or "local"
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
         task, self._task = self._task, None
         assert task is not None
         if isinstance(task, Task) and task.recipe.fingerprint in self._known:

@@ -168,7 +168,7 @@ class DeadlyPool(WorkerPool):
                 process.resume()
         return name
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
         return self.pool.wait()
 
     def close(self) -> None:

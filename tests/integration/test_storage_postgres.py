@@ -4,14 +4,18 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import optuna
 import pytest
 
 from mergesearch.errors import StorageError
 from mergesearch.storage import Told
-from tests.storage_helpers import RECORD, ROOT, begin, everything_stored, open_soon, open_store, result
+from mergesearch.storage.patience import PATIENCE_SECONDS
+from tests.storage_helpers import RECORD, ROOT, begin, everything_stored, open_store, result, try_to_begin
 from tests.storage_study_suite import StudySuite
 from tests.storage_trial_suite import TrialSuite
 
@@ -66,25 +70,95 @@ def test_a_study_goes_on_when_the_server_was_restarted(url: str, postgres_server
         number = begin(store, 0.1, "a")
         epoch = store.lease(number, "w")
         postgres_server.stop(signal.SIGQUIT)
+        store.patience = 0.0
         try:
             with pytest.raises(StorageError, match="cannot be reached"):
                 store.finish(number, result(1), epoch=epoch)
         finally:
-            postgres_server.start()
-        assert store.finish(number, result(1), epoch=epoch) is Told.RECORDED
-        with pytest.raises(StorageError, match="is driven by process"):  # the lock was taken again
-            open_store(url)
+            store.patience = PATIENCE_SECONDS
+            back = threading.Timer(0.2, postgres_server.start)
+            back.start()
+        told = store.finish(number, result(1), epoch=epoch)  # tried again until the server is back
+        back.join()
+        assert told is Told.RECORDED
 
 
-def test_a_coordinator_whose_lock_was_lost_and_taken_stops(url: str, postgres_server: PostgresServer) -> None:
-    store = open_store(url)
-    postgres_server.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
+def test_whoever_thought_of_a_trial_before_others_began_theirs_thinks_again(url: str) -> None:
+    with open_store(url) as one, open_store(url) as other:
+        assert try_to_begin(one, 0.1, "trial:0", after=len(one.trials())) == 0
+        assert try_to_begin(other, 0.2, "trial:0", after=0) is None
+        assert try_to_begin(other, 0.2, "trial:0") is None  # the name is taken
+        assert try_to_begin(one, 0.1, "trial:0", after=0) == 0  # the answer was lost
+        assert try_to_begin(other, 0.2, "trial:1", after=len(other.trials())) == 1
+        assert [t.params for t in one.trials()] == [{"alpha.segment_1": 0.1}, {"alpha.segment_1": 0.2}]
+
+
+def test_queued_trials_of_other_programs_are_counted_too(url: str) -> None:
+    with open_store(url) as store:
+        other = optuna.load_study(study_name="study", storage=url.replace("postgresql:", "postgresql+psycopg:"))
+        other.enqueue_trial({"alpha.segment_1": 0.5})
+        other._storage.remove_session()
+        other._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        assert try_to_begin(store, 0.1, "trial:0", after=len(store.trials())) == 1
+
+
+def test_trials_of_a_living_coordinator_stay_its_own(url: str) -> None:
+    with open_store(url) as one, open_store(url) as other:
+        number = begin(one, 0.1, "a")
+        assert other.adopt() == []
+        assert other.lease(number, "w") is None
+        assert [(c.id, c.alive, c.trials) for c in other.coordinators()] == [
+            (one.coordinator, True, 1),
+            (other.coordinator, True, 0),
+        ]
+
+
+def test_a_silent_coordinator_loses_its_trials_and_comes_too_late(
+    url: str, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(url) as silent, open_store(url) as other:
+        number = begin(silent, 0.1, "a")
+        epoch = silent.lease(number, "w")
+        statement = "UPDATE mergesearch_coordinators SET heartbeat_at = heartbeat_at - interval '61 s' WHERE id = {}"
+        postgres_server.execute(statement.format(silent.coordinator), url.rpartition("/")[2])
+        (trial,) = other.adopt()
+        assert (trial.number, trial.epoch) == (number, (epoch or 0) + 1)
+        assert silent.finish(number, result(1), epoch=epoch) is Told.LATE
+        assert silent.finish(number, result(1), epoch=epoch) is Told.LATE
+        assert silent.lease(number, "w") is None
+        assert other.finish(number, result(2), epoch=other.lease(number, "v")) is Told.RECORDED
+        assert silent.finish(number, result(1), epoch=epoch) is Told.LATE
+        assert [value for _, value in other.late_results(number)] == [result(1).value]  # once
+    with open_store(url, exclusive=False) as reader:
+        (trial,) = reader.trials()
+        assert trial.value == result(2).value
+        (late,) = trial.user_attrs["late_results"]
+        assert late["value"] == result(1).value
+
+
+def test_trials_of_a_process_that_is_seen_to_have_ended_are_taken_over_at_once(url: str) -> None:
+    code = (
+        "import os, sys\nfrom tests.storage_helpers import begin, open_store\n"
+        "store = open_store(sys.argv[1])\nbegin(store, 0.1, 'a')\nos.kill(os.getpid(), 9)\n"
     )
-    with open_soon(url), pytest.raises(StorageError, match="is driven by process"):
-        begin(store, 0.1, "a")
-    assert begin(store, 0.1, "a") == 0  # nobody has it any more
-    store.close()
+    subprocess.run([sys.executable, "-c", code, url], cwd=ROOT, check=False, stderr=subprocess.DEVNULL)
+    with open_store(url) as store:
+        assert [t.number for t in store.adopt()] == [0]
+
+
+def test_what_is_wanted_is_heard_at_the_next_heartbeat(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "0.3")
+    with open_store(url) as store, open_store(url, exclusive=False) as reader:
+        for wanted in ("pause", "run", "drain", "stop"):
+            reader.want(wanted)  # type: ignore[arg-type]
+            while store.wanted != wanted:
+                time.sleep(0.01)
+        assert reader.wants() == "stop"
+        with open_store(url) as later:
+            assert later.wanted == "run"  # it started in spite of it
+        reader.want("pause")
+        with open_store(url) as later:
+            assert later.wanted == "pause"
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ class Dying(LocalPool):
         super().__init__(study.evaluator_spec())
         self.deaths = deaths
 
-    def wait(self) -> list[Outcome]:
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
         task = self._task
         assert task is not None
         if task.number < 0 and self.deaths:

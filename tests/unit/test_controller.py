@@ -364,4 +364,9 @@ def test_what_another_program_ended_stays_as_it_is(bench: Bench) -> None:
         assert summary.evaluated == 3
         assert store.trials()[1].state == TrialState.FAIL
         assert store.late_results(1)
-    assert ("failed", 1, "was ended by another program", False) in diary.heard
+    assert (
+        "failed",
+        1,
+        "another coordinator took it over or ended it; what came too late is kept aside",
+        False,
+    ) in diary.heard

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import sqlalchemy as sa
 
 from mergesearch.errors import StorageError
 from mergesearch.storage import list_studies
-from tests.storage_helpers import begin, check_crashes, open_store, result
+from tests.storage_helpers import ROOT, begin, check_crashes, open_soon, open_store, result
 from tests.storage_study_suite import StudySuite
 from tests.storage_trial_suite import TrialSuite
 
@@ -143,3 +146,42 @@ def test_tables_of_another_optuna_are_refused_with_its_advice(url: str) -> None:
     engine.dispose()
     with pytest.raises(StorageError, match="optuna"):
         open_store(url)
+
+
+def test_a_second_coordinator_is_refused_until_the_first_is_killed(url: str) -> None:
+    code = (
+        "import sys\nfrom tests.storage_helpers import open_store\n"
+        "store = open_store(sys.argv[1])\nprint('open', flush=True)\nsys.stdin.read()\n"  # until it is killed
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, **pipes, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(StorageError, match=rf"process {holder.pid} on "):
+            open_store(url)
+        open_store(url, exclusive=False).close()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        store = open_soon(url)
+        store.close()
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_the_lock_is_not_kept_alive_by_forked_children(url: str) -> None:
+    code = (
+        "import os, sys\nfrom tests.storage_helpers import open_store\n"
+        "store = open_store(sys.argv[1])\nchild = os.fork()\n"
+        "if child == 0: sys.stdin.read(); os._exit(0)\n"  # outlives its parent, and ends with the test
+        "print(child, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, url], cwd=ROOT, **pipes, text=True)
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.wait()
+        open_soon(url).close()
+        os.kill(child, 0)  # it is there still

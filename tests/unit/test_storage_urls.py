@@ -10,7 +10,7 @@ from mergesearch.errors import StorageError
 from mergesearch.storage import StudyStore, redact
 from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.record import differences
-from tests.storage_helpers import RECORD, begin, everything_stored, open_store, result
+from tests.storage_helpers import RECORD, begin, everything_stored, open_store, recipe, result
 
 SECRET = "hunter2-%40-pass"
 URL = f"postgresql://me:{SECRET}@db.example:5432/studies"
@@ -127,7 +127,7 @@ def test_a_password_that_is_a_plain_word_leaves_names_and_settings_alone(
         assert second.user_attrs["failure"] == "password *** refused"
         assert second.user_attrs["from_"] == "postgresql://me:***@host/db"
         assert "retriever" not in store.record.study_file
-        assert begin(store, 0.1, "anchor:retriever alone", **attrs) == number
+        assert store.recipe(number) == recipe(0.1)
     assert SECRET not in everything_stored(url)
     assert "me:retriever" not in everything_stored(url)
 
