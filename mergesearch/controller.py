@@ -190,6 +190,8 @@ class Controller:
 
     def _next_anchor(self, history: Sequence[FrozenTrial]) -> tuple[Anchor, int] | None:
         """The first anchor without a trial that has or may get a score, and its failures; one failure each time."""
+        if not self._anchors:
+            return None
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
         failures = _anchor_failures(history)
         while self._anchors:
@@ -272,7 +274,7 @@ class Controller:
         if self._is_held(fingerprint, history):
             return False
         raced = self._races(anchor=ANCHOR_ATTR in attrs)
-        known = self._known(fingerprint, raced=raced)
+        known = self._known(fingerprint, history, raced=raced)
         if known is not None:
             attrs, worker = {**attrs, "duplicate_of": known[0]}, None
         elif worker is None:
@@ -297,7 +299,7 @@ class Controller:
         for trial in self._waiting:
             if not self._is_held(trial.fingerprint, history):
                 self._waiting.remove(trial)
-                known = self._known(trial.fingerprint, raced=trial.raced)
+                known = self._known(trial.fingerprint, history, raced=trial.raced)
                 if known is not None:
                     self._share(trial, *known)
                     return True
@@ -313,8 +315,12 @@ class Controller:
     def _races(self, *, anchor: bool) -> bool:
         return self._rivals is not None and not anchor
 
-    def _known(self, fingerprint: str, *, raced: bool) -> tuple[int, TrialResult] | None:
+    def _known(
+        self, fingerprint: str, history: Sequence[FrozenTrial], *, raced: bool
+    ) -> tuple[int, TrialResult] | None:
         """What a trial of an equal recipe brought back; one that was stopped settles only those that may be stopped."""
+        if not any(t.state.is_finished() and t.user_attrs.get("recipe") == fingerprint for t in history):
+            return None
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
     def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial]) -> bool:

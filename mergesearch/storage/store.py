@@ -11,8 +11,9 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -26,8 +27,13 @@ from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.patience import PATIENCE_SECONDS, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
-from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
-from mergesearch.storage.transaction import joined, write_intermediate_values, write_trial_attributes
+from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, StudyRow, TrialRow
+from mergesearch.storage.transaction import (
+    joined,
+    write_intermediate_values,
+    write_new_trial,
+    write_trial_attributes,
+)
 
 ATTRIBUTE_CHARACTERS = 4_000
 """The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
@@ -65,6 +71,12 @@ class StudyStore(StudyReader):
 
     _lock: lock.FileLock | None = None
     _membership: Membership | None = None
+
+    def __init__(self, database: Database, storage: RDBStorage, optuna_study_id: int, row: StudyRow) -> None:
+        """Takes over `storage`, which `close` closes; see `open`."""
+        super().__init__(database, storage, optuna_study_id, row)
+        self._keys: dict[int, tuple[int, int]] = {}  # see `_key`
+        self._distributions: dict[str, BaseDistribution] = {}  # that have been compared with those of earlier trials
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
@@ -159,29 +171,30 @@ class StudyStore(StudyReader):
                 fit its distribution or those of earlier trials, or an attribute is too large.
         """
         attributes = {"recipe": recipe.fingerprint, **_attributes(attrs)}
-        numbers: list[int] = []  # one per attempt of the transaction
+        begun: list[tuple[int, tuple[int, int]]] = []  # number and keys, one per attempt of the transaction
         held_by, leases = self._member.id, 0 if worker is None else 1
 
         def write(session: Session, trial: Any) -> None:
             # Optuna holds a lock on the study here, so nobody else begins a trial meanwhile.
             if after is not None and trial.number != after + self._queued:
                 raise _OvertakenError
-            numbers.append(trial.number)
-            session.add(
-                TrialRow(
-                    study_id=self._row.id,
-                    logical_id=logical_id,
-                    optuna_trial_id=trial.trial_id,
-                    number=trial.number,
-                    fingerprint=recipe.fingerprint,
-                    recipe=recipe.to_dict(),
-                    coordinator_id=held_by,
-                    attempts=leases,
-                    lease_epoch=leases,
-                    lease_owner=None if worker is None else self._text(worker),
-                    leased_at=None if worker is None else sa.func.now(),
-                )
+            write_new_trial(session, trial.trial_id, template)
+            row = TrialRow(
+                study_id=self._row.id,
+                logical_id=logical_id,
+                optuna_trial_id=trial.trial_id,
+                number=trial.number,
+                fingerprint=recipe.fingerprint,
+                recipe=recipe.to_dict(),
+                coordinator_id=held_by,
+                attempts=leases,
+                lease_epoch=leases,
+                lease_owner=None if worker is None else self._text(worker),
+                leased_at=None if worker is None else sa.func.now(),
             )
+            session.add(row)
+            session.flush()
+            begun.append((trial.number, (row.id, trial.trial_id)))
 
         with self._driving():
             try:
@@ -192,15 +205,18 @@ class StudyStore(StudyReader):
                     user_attrs=attributes,
                     system_attrs={opening.LOGICAL_ID_KEY: logical_id},
                 )
+                self._check_distributions(distributions)
+                bare = optuna.trial.create_trial(state=TrialState.RUNNING)
                 with joined(self._storage, "trials", write):
-                    self._storage.create_new_trial(self._optuna_study_id, template)
+                    self._storage.create_new_trial(self._optuna_study_id, bare)
             except (IntegrityError, _OvertakenError):
                 return self._begun(logical_id, recipe)
             except KeyError:
                 raise self._deleted() from None
             except ValueError as error:
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
-        return numbers[-1]
+        number, self._keys[number] = begun[-1]
+        return number
 
     @patient
     def lease(self, number: int, worker: str) -> int | None:
@@ -210,17 +226,15 @@ class StudyStore(StudyReader):
             The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial. None when
             another coordinator has taken the trial over, or it has ended.
         """
-        with self._driving():
-            row_id = self._trial(number).id
-            with Session(self._storage.engine) as session, session.begin():
-                row = session.get_one(TrialRow, row_id, with_for_update=True)
-                if row.outcome is not None or row.coordinator_id != self._member.id:
-                    return None
-                row.lease_epoch += 1
-                row.attempts += 1
-                row.lease_owner = self._text(worker)
-                row.leased_at = sa.func.now()
-                return row.lease_epoch
+        with self._driving(), Session(self._storage.engine) as session, session.begin():
+            row = session.get_one(TrialRow, self._key(number)[0], with_for_update=True)
+            if row.outcome is not None or row.coordinator_id != self._member.id:
+                return None
+            row.lease_epoch += 1
+            row.attempts += 1
+            row.lease_owner = self._text(worker)
+            row.leased_at = sa.func.now()
+            return row.lease_epoch
 
     @patient
     def adopt(self) -> list[UnfinishedTrial]:
@@ -337,6 +351,15 @@ class StudyStore(StudyReader):
             assert self._member
             yield
 
+    def _check_distributions(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        """As Optuna does for every trial; a study's distributions do not change, so once is enough."""
+        for name, distribution in distributions.items():
+            if self._distributions.get(name) != distribution:
+                for earlier in (t.distributions[name] for t in self._trials.read() if name in t.distributions):
+                    check_distribution_compatibility(earlier, distribution)
+                    break
+                self._distributions[name] = distribution
+
     def _begun(self, logical_id: str, recipe: MergeRecipe) -> int | None:
         """The trial of this coordinator that has the logical id: it was begun, and the answer was lost."""
         with Session(self._storage.engine) as session:
@@ -355,10 +378,10 @@ class StudyStore(StudyReader):
         end: Callable[[Session, TrialRow], None],
         epoch: int | None,
     ) -> Told:
-        known = self._trial(number)
+        row_id, trial_id = self._key(number)
 
         def write(session: Session, _trial: Any) -> None:
-            row = session.get_one(TrialRow, known.id, with_for_update=True)
+            row = session.get_one(TrialRow, row_id, with_for_update=True)
             if epoch is not None and row.lease_epoch != epoch:
                 raise _FencedError
             end(session, row)
@@ -367,21 +390,29 @@ class StudyStore(StudyReader):
         try:
             with joined(self._storage, "trials", write):
                 values = None if value is None else [value]
-                recorded = self._storage.set_trial_state_values(known.optuna_trial_id, state, values)
+                recorded = self._storage.set_trial_state_values(trial_id, state, values)
         except _FencedError:
             return Told.LATE
         except UpdateFinishedTrialError:
-            return self._compare_with_end(known, state, value)
+            return self._compare_with_end(number, state, value)
         except KeyError:
             raise self._deleted() from None
         if not recorded:
             raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
         return Told.RECORDED
 
-    def _compare_with_end(self, known: TrialRow, state: TrialState, value: float | None) -> Told:
-        opening.adopt_outcome(self._storage.engine, known.id, self._storage.get_trial(known.optuna_trial_id))
-        row = self._trial(known.number)
+    def _compare_with_end(self, number: int, state: TrialState, value: float | None) -> Told:
+        row_id, trial_id = self._key(number)
+        opening.adopt_outcome(self._storage.engine, row_id, self._storage.get_trial(trial_id))
+        row = self._trial(number)
         return Told.ALREADY if (row.outcome, row.value) == (opening.OUTCOMES[state], value) else Told.LATE
+
+    def _key(self, number: int) -> tuple[int, int]:
+        """Our id of a trial and Optuna's, which never change."""
+        if number not in self._keys:
+            row = self._trial(number)
+            self._keys[number] = row.id, row.optuna_trial_id
+        return self._keys[number]
 
     def _keep_aside(self, number: int, epoch: int | None, worker: str | None, value: float | None, reason: str) -> None:
         trial = self._trial(number)

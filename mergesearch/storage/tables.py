@@ -26,6 +26,16 @@ study_system_attributes = sa.table(
 trial_user_attributes = sa.table(
     "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
 )
+trial_system_attributes = sa.table(
+    "trial_system_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+)
+trial_params = sa.table(
+    "trial_params",
+    sa.column("trial_id"),
+    sa.column("param_name"),
+    sa.column("param_value", sa.Double),
+    sa.column("distribution_json"),
+)
 trial_intermediate_values = sa.table(
     "trial_intermediate_values",
     sa.column("trial_id"),
