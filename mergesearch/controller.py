@@ -127,10 +127,11 @@ class Controller:
             self._summary.reason = "stopped, as was asked for"
             return False
         self._take_over()
-        history, flying = self._store.trials(), len(self._flight)
-        free, news = self._pool.free, _extent(history) != self._seen
-        if wanted == "run" and free and (news or self._waiting):
-            if self._dispatch_next(history, started):
+        free, flying, news = self._pool.free, len(self._flight), False
+        if wanted == "run" and free:
+            history = self._store.trials()
+            news = _extent(history) != self._seen
+            if (news or self._waiting) and self._dispatch_next(history, started):
                 return True
             self._seen = _extent(history)
         if len(self._flight) < flying:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
@@ -52,14 +54,23 @@ class TPE(SamplerStrategy):
 
 
 class _Joint(TPESampler):
-    """Optuna's, told which dimensions its joint density has.
-
-    It would find them out itself, by comparing the distributions of all trials: at 1,000 trials a third of a proposal.
-    """
+    """Optuna's with less work for the same proposals: both halves of it grow with the number of trials."""
 
     def __init__(self, dimensions: dict[str, BaseDistribution], **options: Any) -> None:
         super().__init__(**options)
         self._dimensions = dict(sorted(dimensions.items()))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """What is searched anyway; Optuna finds it out by comparing the distributions of all trials."""
         return dict(self._dimensions)
+
+    def _get_internal_repr(
+        self,
+        trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+        study: Study,  # noqa: ARG002
+    ) -> dict[str, NDArray[np.float64]]:
+        """The trials' values by dimension. All trials of the mirror have all of them, and they are numbers."""
+        names = list(search_space)
+        values_TD = np.array([[t.params[n] for n in names] for t in trials], dtype=np.float64).reshape(-1, len(names))
+        return dict(zip(names, values_TD.T.copy(), strict=True))
