@@ -184,6 +184,21 @@ class StudyReader:
             return self._result(self._trial(number))
 
     @patient
+    def scored(self) -> dict[int, tuple[MergeRecipe, TrialResult]]:
+        """Recipe and result, as `recipe` and `result` give them, of every trial that ended with scores."""
+        with self._guarded(), Session(self._storage.engine) as session:
+            query = sa.select(ScoreRow).join(TrialRow, TrialRow.id == ScoreRow.trial_id)
+            rows: dict[int, list[ScoreRow]] = {}
+            for row in session.scalars(query.where(TrialRow.study_id == self._row.id)):
+                rows.setdefault(row.trial_id, []).append(row)
+            trials = session.scalars(self._trial_rows().order_by(TrialRow.number))
+            return {
+                t.number: (MergeRecipe.from_dict(t.recipe), self._query_sets.result(t, rows[t.id]))
+                for t in trials
+                if t.id in rows
+            }
+
+    @patient
     def seconds(self, number: int) -> Mapping[str, float]:
         """Wall seconds per phase of a trial; empty while it runs and when it failed."""
         with self._guarded():

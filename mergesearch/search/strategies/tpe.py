@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -72,5 +73,6 @@ class _Joint(TPESampler):
     ) -> dict[str, NDArray[np.float64]]:
         """The trials' values by dimension. All trials of the mirror have all of them, and they are numbers."""
         names = list(search_space)
-        values_TD = np.array([[t.params[n] for n in names] for t in trials], dtype=np.float64).reshape(-1, len(names))
+        get = itemgetter(*names)
+        values_TD = np.array([get(t.params) for t in trials], dtype=np.float64).reshape(-1, len(names))
         return dict(zip(names, values_TD.T.copy(), strict=True))
