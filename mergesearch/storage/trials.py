@@ -18,20 +18,10 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.storage.tables import studies, trials
+
 TRIALS_AT_ONCE = 500
 """As many are read with one statement; their ids are among its parameters, which databases limit."""
-
-# Optuna's, whose layout has not changed since 3.2.
-_studies = sa.table("studies", sa.column("study_id"))
-_trials = sa.table(
-    "trials",
-    sa.column("trial_id"),
-    sa.column("study_id"),
-    sa.column("number"),
-    sa.column("state", sa.Enum(TrialState, name="trialstate")),
-    sa.column("datetime_start", sa.DateTime),
-    sa.column("datetime_complete", sa.DateTime),
-)
 
 
 def _part(table: str, place: str, name: str, number: str | None, text: str) -> sa.Select[Any]:
@@ -48,19 +38,19 @@ def _part(table: str, place: str, name: str, number: str | None, text: str) -> s
 
 
 _CHANGED = (
-    sa.select(_trials)
+    sa.select(trials)
     .select_from(
-        _studies.outerjoin(
-            _trials,
-            (_trials.c.study_id == _studies.c.study_id)
+        studies.outerjoin(
+            trials,
+            (trials.c.study_id == studies.c.study_id)
             & (
-                (_trials.c.trial_id > sa.bindparam("newest"))
-                | _trials.c.trial_id.in_(sa.bindparam("open", expanding=True))
+                (trials.c.trial_id > sa.bindparam("newest"))
+                | trials.c.trial_id.in_(sa.bindparam("open", expanding=True))
             ),
         )
     )
-    .where(_studies.c.study_id == sa.bindparam("study"))
-    .order_by(_trials.c.trial_id)
+    .where(studies.c.study_id == sa.bindparam("study"))
+    .order_by(trials.c.trial_id)
 )
 """New trials and those that had no end: one row without a trial where there are none, no row without the study."""
 
