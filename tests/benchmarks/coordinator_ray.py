@@ -3,9 +3,9 @@
     python -m tests.benchmarks.coordinator_ray [--workers 1,2,4] [--trials 20] [--seconds 1]
 
 The library's controller, a PostgreSQL server and `RayPool` with its actors, as `mergesearch run` puts them together;
-TPE over eight coefficients. The actors merge and score a model of kilobytes, and then sleep until the second is over: so
-long a larger model would keep another device busy, and this machine's cores are not what is measured. Counted is the
-time from the first trial's start to the last one's end, with all workers loaded beforehand.
+TPE over eight coefficients. The actors merge and score a model of kilobytes, and then sleep until the second is over:
+so long a larger model would keep another device busy, and this machine's cores are not what is measured. Counted is
+the time from the first trial's start to the last one's end, with all workers loaded beforehand.
 """
 
 from __future__ import annotations

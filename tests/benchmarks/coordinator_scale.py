@@ -4,8 +4,8 @@
                                                  [--strategies tpe,grid] [--sigma 0.5]
 
 Every coordinator is a process of its own that runs the library's controller on one study in one database. A worker is a
-timer: it is given a task as a real one is, and answers when a time drawn from a log-normal distribution is over; 256
-threads that sleep would do the same. Trials are begun for so many seconds, then those in flight are waited for.
+timer: it is given a task as a real one is, and answers when a time drawn from a log-normal distribution (at most twice
+the mean) is over; 256 threads that sleep would do the same. Trials are begun for so many seconds, then those in flight are waited for.
 
 `busy` is the share of the workers' time in which they had a task, from when they all had one (or half was over)
 until no more are begun. `ask` is the time from a worker's answer until its next task: recording results, those of
@@ -59,7 +59,7 @@ class Timers(WorkerPool):
         self._idle = dict.fromkeys((f"worker-{i}" for i in range(workers)), -1.0)  # since when; -1: from the start
         self._heap: list[tuple[float, int, str, Task]] = []
         self._rng = np.random.default_rng(seed)
-        self._mu, self._sigma, self._most = np.log(mean) - sigma**2 / 2, sigma, 3 * mean
+        self._mu, self._sigma, self._most = np.log(mean) - sigma**2 / 2, sigma, 2 * mean
         self.tasks: list[tuple[float, float]] = []
         self.waits: list[tuple[float, float]] = []
 

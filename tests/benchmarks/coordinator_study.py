@@ -157,8 +157,7 @@ class _Copier:
         """Insert what was added, and let the database count on from there."""
         for name, rows in self._new.items():
             table, key = self._tables[name], self._key(name)
-            for start in range(0, len(rows), 1000):
-                self._connection.execute(sa.insert(table).values(rows[start : start + 1000]))
+            self._connection.execute(sa.insert(table), rows)
             sequence = f"SELECT setval(pg_get_serial_sequence('{name}', '{key}'), {self._next[name]})"
             self._connection.execute(sa.text(sequence))
 
