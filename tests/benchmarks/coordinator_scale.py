@@ -3,14 +3,15 @@
     python -m tests.benchmarks.coordinator_scale [--workers 256] [--mean 20] [--seconds 100] [--coordinators 1,4]
                                                  [--strategies tpe,grid] [--sigma 0.5]
 
-Every coordinator is a process of its own that runs the library's controller on one study in one database. A worker is a
-timer: it is given a task as a real one is, and answers when a time drawn from a log-normal distribution (at most twice
-the mean) is over; 256 threads that sleep would do the same. Trials are begun for so many seconds, then those in flight are waited for.
+Every coordinator is a process of its own that runs the library's controller on one study in one database. A worker is
+a timer: it is given a task as a real one is, and answers when a time drawn from a log-normal distribution (at most
+twice the mean) is over; 256 threads that sleep would do the same. Trials are begun for so many seconds, then those in
+flight are waited for.
 
-`busy` is the share of the workers' time in which they had a task, from when they all had one (or half was over)
-until no more are begun. `ask` is the time from a worker's answer until its next task: recording results, those of
-other workers too, reading what others did, proposing and beginning. `lost` counts proposals that were made
-in vain because another coordinator began a trial first.
+`busy` is the share of the workers' time in which they had a task, from when they all had one (or half was over) until
+no more are begun. `ask` is the time from a worker's answer until its next task: recording results, those of other
+workers too, reading what others did, proposing and beginning. `lost` counts proposals that were made in vain because
+another coordinator began a trial first.
 """
 
 from __future__ import annotations
