@@ -67,6 +67,10 @@ class EvaluationError(MergesearchError):
     """A merge was built but cannot be scored, for example because its embeddings are NaN."""
 
 
+class MemoryFullError(MergesearchError):
+    """Memory ran out in work that cannot be cut smaller. No recipe is to blame: none would fit."""
+
+
 class StorageError(MergesearchError):
     """The study database cannot be reached, is locked, or cannot be written."""
 

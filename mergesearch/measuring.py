@@ -64,7 +64,7 @@ def measure(study: Study, source: str) -> float:
     evaluation = spec.evaluation
     if evaluation.device.startswith("cuda") and not torch.cuda.is_available():  # the workers are elsewhere
         evaluation = replace(evaluation, device="cpu")
-        spec = replace(spec, residency="auto")
+        spec = replace(spec, residency="auto", gpus=1)
     torch.set_num_threads(spec.threads)
     if examples.completions:
         return language_model_loss(

@@ -11,16 +11,20 @@ import torch
 
 from mergesearch.errors import MemoryPlanError
 from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.kept import MOST_WHOLE
 from mergesearch.evaluation.pipeline import CHUNK_DOCUMENTS
+from mergesearch.evaluation.spread import devices, largest_share
 from mergesearch.evaluation.tokens import LEAST_USEFUL
 from mergesearch.merging.plan import ResidentBytes, resident_bytes
 from mergesearch.merging.resident import chunk_for
 from mergesearch.sources.alignment import align_within
 from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
+from mergesearch.surrogate.bank import SHORTLIST, bank_bytes
 from mergesearch.token_counts import count_tokens
 from mergesearch.workers.prefix_memory import prefix_room
 from mergesearch.workers.residency import batch_bytes, choose_residency, free_memory, page_locked
+from mergesearch.workers.screening import MOST_HELD
 
 LIBRARY_BYTES = 700 << 20
 """What a process with torch, transformers and optuna takes before any weight is loaded, about."""
@@ -52,6 +56,7 @@ class MemoryPlan:
         embeddings: one chunk of document embeddings, estimated; of raced trials also those that later looks search.
         texts: the texts of all collections as Python holds them, and 4 bytes per token, estimated; none on a
             CUDA GPU, which holds neither.
+        banks: embeddings of evaluated merges and what is made of them to predict others, estimated.
         prefixes: hidden states that are kept for trials with the same lower layers.
         libraries: further processes themselves, estimated (on a CPU; a local worker is this process).
         workers: processes that hold this on the same memory.
@@ -65,9 +70,21 @@ class MemoryPlan:
         mapped: source tensors that are read from their files, once for all workers of a machine. The system gives
             this memory to whoever needs it more.
         host: free bytes of the system.
+        banks_on_host: the host's memory that such embeddings take in the workers of one machine, beside a GPU.
+        gpus: of one worker; with several, everything is that of the one with the largest share of the model.
     """
 
-    PARTS: ClassVar = ("sources", "model", "workspace", "batches", "embeddings", "texts", "prefixes", "libraries")
+    PARTS: ClassVar = (
+        "sources",
+        "model",
+        "workspace",
+        "batches",
+        "embeddings",
+        "texts",
+        "banks",
+        "prefixes",
+        "libraries",
+    )
 
     sources: int
     model: int
@@ -75,6 +92,7 @@ class MemoryPlan:
     batches: int
     embeddings: int
     texts: int
+    banks: int
     prefixes: int
     libraries: int
     workers: int
@@ -87,6 +105,8 @@ class MemoryPlan:
     boundaries: list[int]
     mapped: int
     host: int
+    banks_on_host: int
+    gpus: int
 
     @property
     def needed(self) -> int:
@@ -97,7 +117,12 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """Whether there is enough."""
-        return self.needed <= self.available and self.on_host + self.prefixes_on_host <= self.host
+        return self.needed <= self.available and self.needed_on_host <= self.host
+
+    @property
+    def needed_on_host(self) -> int:
+        """Bytes of the host's memory that the workers of one machine need together, beside a GPU."""
+        return self.on_host + self.prefixes_on_host + self.banks_on_host
 
     def describe(self) -> str:
         """Where the sources are kept, and why, in one line."""
@@ -127,10 +152,11 @@ def check_memory(study: Study) -> MemoryPlan:
         MemoryPlanError: with what is needed, part by part, and what is there.
     """
     plan = memory_plan(study)
-    if plan.on_host + plan.prefixes_on_host > plan.host:
+    if plan.needed_on_host > plan.host:
+        banks = f", {mib(plan.banks_on_host)} MiB for embeddings of trials" if plan.banks_on_host else ""
         raise MemoryPlanError(
             f"{mib(plan.on_host)} MiB of the host's memory are needed for the sources and "
-            f"{mib(plan.prefixes_on_host)} MiB for `workers.prefix_cache`, {mib(plan.host)} MiB are available. "
+            f"{mib(plan.prefixes_on_host)} MiB for `workers.prefix_cache`{banks}, {mib(plan.host)} MiB are available. "
             "Use fewer workers, `workers.residency: mapped`, or a smaller `workers.prefix_cache`."
         )
     if not plan.fits:
@@ -194,18 +220,22 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     if study.racing is not None:
         chunk += sum(_kept_documents(c, study.racing.looks.hits) for c in study.collections)
     host = free_memory("cpu")
+    there = (device,) if in_system else devices(device, spec.gpus)
+    share = largest_share(study.layout, len(there))
+    banks, held_embeddings = _banks(study)
     plan = MemoryPlan(
         sources=0,
-        model=held.model,
+        model=math.ceil(share * held.model),
         workspace=held.workspace,
         batches=batch_bytes(content.evaluation.batch_tokens, study.layout.hidden_size),
         embeddings=chunk * study.layout.hidden_size * 4,
         texts=texts + 4 * (tokens or 0) if in_system else 0,
+        banks=banks + held_embeddings if in_system else banks,
         prefixes=0,
         libraries=LIBRARY_BYTES if in_system and content.workers.kind == "ray" else 0,
-        workers=content.workers.count if in_system else 1,
+        workers=study.workers if in_system else 1,
         study=texts,
-        available=host if in_system else free_memory(device),
+        available=host if in_system else min(map(free_memory, there)),
         residency="device",
         why="",
         on_host=0,
@@ -213,13 +243,16 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         boundaries=[],
         mapped=0,
         host=host,
+        banks_on_host=0,
+        gpus=len(there),
     )
-    count = content.workers.count
+    count = study.workers
+    plan = replace(plan, banks_on_host=0 if in_system else count * held_embeddings)
     room = (plan.available - plan.needed) // plan.workers
-    kept, why = choose_residency(spec.residency, device, sizes, room=room, host=host // count)
+    kept, why = choose_residency(spec.residency, device, sizes, room=int(room / share), host=host // count)
     plan = replace(plan, residency=kept, why=why)
     if kept == "device":
-        plan = replace(plan, sources=held.sources)
+        plan = replace(plan, sources=math.ceil(share * held.sources))
     elif kept == "pinned":
         plan = replace(plan, on_host=count * page_locked(sizes))
     elif in_system:
@@ -231,9 +264,42 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
         device,
         tokens=math.ceil((tokens or 0) / LEAST_USEFUL),
         room=(plan.available - plan.needed) // plan.workers,
-        host=(host - plan.on_host) // count,
+        host=(host - plan.on_host - plan.banks_on_host) // count,
     )
     return replace(plan, prefixes=found.device, prefixes_on_host=count * found.host, boundaries=list(found.boundaries))
+
+
+def _banks(study: Study) -> tuple[int, int]:
+    """What predicting merges takes on a worker's device, and the embeddings it holds between predictions; about."""
+    if study.artifacts is None:
+        return 0, 0
+    n, size = min(MOST_HELD, study.planned_trials or MOST_HELD), study.layout.hidden_size
+    on_device = held = 0
+    for collection in study.collections:
+        queries, documents = len(collection.query_ids), len(collection.doc_ids)
+        if documents > MOST_WHOLE:
+            documents = _kept_documents(collection, SHORTLIST)
+        on_device += bank_bytes(n, queries, documents, size)
+        held += 2 * n * (queries + documents) * size
+    return on_device, held
+
+
+def worker_memory(study: Study) -> int:
+    """Bytes of its machine's memory that one worker needs, about, whatever the machine: what Ray places workers by.
+
+    Sources in mapped files are left out, and so are hidden states that are kept where there happens to be room.
+    """
+    content = study.parsed.content
+    granted = content.workers.prefix_cache
+    held = content.workers.residency if content.workers.residency == "device" else "auto"
+    alone = {"kind": "ray", "count": 1, "gpus": 1, "device": "cpu", "residency": held}
+    alone["prefix_cache"] = "off" if granted == "auto" else granted
+    content = content.model_copy(update={"workers": content.workers.model_copy(update=alone)})
+    on_cpu = replace(study, parsed=replace(study.parsed, content=content))
+    plan = memory_plan(on_cpu)
+    if study.evaluator_spec().evaluation.device.startswith("cuda"):
+        return plan.libraries + plan.model + plan.texts  # the model is loaded here before it goes to the GPU
+    return plan.needed - plan.study
 
 
 def _kept_documents(collection: Collection, hits: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from mergesearch.memory_planning import MemoryPlan, memory_plan, mib
 from mergesearch.search.dimension import Dimension
+from mergesearch.search.registry import STRATEGIES
 from mergesearch.sources.layout import span
 from mergesearch.study import Study
 from mergesearch.token_counts import count_tokens
@@ -27,15 +28,19 @@ class StudyPlan:
 
     `seconds_per_trial` is estimated from a measured matmul rate, for a trial that runs all layers; `dtypes` compares
     it with other dtypes'; `layer_share` is the share of the layers that one worker runs, where it is known;
-    `measured_first` says what is measured of the sources.
+    `measured_first` says what is measured of the sources; `at_most` says that the study may end with fewer `trials`.
     """
 
     study: str
     sources: dict[str, dict[str, Any]]
     groups: list[dict[str, Any]]
     space: dict[str, str]
+    strategy: dict[str, Any]
+    metric: str
+    racing: list[float] | None
     grid_points: int | None
     trials: int | None
+    at_most: bool
     enqueued: list[str]
     tokens_per_trial: dict[str, int]
     tokens_exact: bool
@@ -55,7 +60,10 @@ class StudyPlan:
         memory = self.memory
         parts = [(name, mib(n_bytes)) for name in memory.PARTS if (n_bytes := getattr(memory, name))]
         elsewhere = [("sources, on the host", memory.on_host), ("sources, in mapped files", memory.mapped)]
-        elsewhere.insert(1, ("prefixes, on the host", memory.prefixes_on_host))
+        elsewhere[1:1] = [
+            ("prefixes, on the host", memory.prefixes_on_host),
+            ("embeddings of trials, on the host", memory.banks_on_host),
+        ]
         return [
             (
                 "sources",
@@ -70,7 +78,7 @@ class StudyPlan:
             ("search space", ["parameter", "values"], list(self.space.items())),
             (
                 "memory",
-                ["of one worker", "MiB"],
+                [f"of one worker{self._on_several}", "MiB"],
                 [
                     *parts,
                     *((what, mib(n_bytes)) for what, n_bytes in elsewhere if n_bytes),
@@ -81,15 +89,21 @@ class StudyPlan:
             ),
         ]
 
+    @property
+    def _on_several(self) -> str:
+        return f", on the fullest of its {self.memory.gpus} GPUs" if self.memory.gpus > 1 else ""
+
     def summary(self) -> str:
         """Trials, tokens and time in a few lines."""
         tokens = sum(self.tokens_per_trial.values())
         about = "" if self.tokens_exact else "about "
         per_collection = ", ".join(f"{k} {v:,}" for k, v in self.tokens_per_trial.items())
-        trials = "as many as the time allows" if self.trials is None else str(self.trials)
+        most = "at most " if self.at_most else ""
+        trials = "as many as the time allows" if self.trials is None else f"{most}{self.trials}"
         size = "continuous" if self.grid_points is None else f"{self.grid_points:,} points"
         lines = [
             self.memory.describe(),
+            f"strategy: {_described(self.strategy)}; scored by {self.metric}, {_raced(self.racing)}",
             f"search space: {size}; trials: {trials}; first: {', '.join(self.enqueued) or 'none enqueued'}",
             f"tokens per trial: {about}{tokens:,} ({per_collection})",
             f"estimated: {_duration(self.seconds_per_trial)} per trial on one worker",
@@ -100,7 +114,7 @@ class StudyPlan:
             lines.insert(0, f"before the first trial: {self.measured_first}")
         if self.trials is not None:
             each = self.seconds_per_trial * (self.layer_share or 1)
-            lines[-1] += f", {_duration(self.trials * each / self.workers)} in all"
+            lines[-1] += f", {most}{_duration(self.trials * each / self.workers)} in all"
             lines[-1] += f" on {self.workers} workers" if self.workers > 1 else ""
         lines.append(self.dtypes)
         return "\n".join(lines)
@@ -133,6 +147,8 @@ def make_plan(study: Study) -> StudyPlan:
     memory = memory_plan(study, tokens=sum(tokens.values()))
     body = sum(torch.Size(p.shape).numel() for p in study.layout.parameters.values() if p.place.startswith("layer."))
     spec = study.evaluator_spec()
+    search, strategy = study.parsed.content.search, study.strategy()
+    racing = study.racing
     dtype = spec.evaluation.dtype
     rates = matmul_rates(frozenset({dtype, "float32", "bfloat16"}), spec.evaluation.device, spec.threads)
     return StudyPlan(
@@ -140,18 +156,37 @@ def make_plan(study: Study) -> StudyPlan:
         sources=sources,
         groups=groups,
         space={d.name: _values(d) for d in study.space.dimensions},
+        strategy={"name": strategy.name, **strategy.options.model_dump(mode="json")},
+        metric=spec.evaluation.metric,
+        racing=None if racing is None else list(racing.looks.shares),
         grid_points=study.space.size(),
         trials=study.planned_trials,
+        at_most=strategy.ends_early or search.minutes is not None,
         enqueued=[a.name for a in study.anchors()],
         tokens_per_trial=tokens,
         tokens_exact=all(c.exact for c in counts.values()),
         memory=memory,
-        workers=study.parsed.content.workers.count,
+        workers=study.workers,
         seconds_per_trial=2 * body * sum(tokens.values()) / (rates[dtype] * EXPECTED_EFFICIENCY),
         dtypes=dtype_note(dtype, rates),
         layer_share=study.layer_share if memory.boundaries == list(spec.prefix.boundaries) else None,
         measured_first=_measured_first(study),
     )
+
+
+def _described(strategy: Mapping[str, Any]) -> str:
+    """A strategy, what it maximises, and its options that are not at their defaults, in words."""
+    fields = STRATEGIES[strategy["name"]].Options.model_fields
+    told = [name for name, field in fields.items() if name == "objective" or strategy[name] != field.get_default()]
+    options = [f"{name} {strategy[name]}" for name in told]
+    return f"{strategy['name']} ({', '.join(options)})" if options else str(strategy["name"])
+
+
+def _raced(shares: Sequence[float] | None) -> str:
+    if shares is None:
+        return "every trial whole"
+    looks = ", ".join(f"{share:.0%}" for share in shares[:-1])
+    return f"raced: trials may be stopped after {looks} of the queries"
 
 
 def _measured_first(study: Study) -> str:

@@ -9,7 +9,7 @@ from mergesearch.controller import Controller
 from mergesearch.errors import StorageError
 from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
-from mergesearch.memory_planning import check_memory
+from mergesearch.memory_planning import check_memory, worker_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions
@@ -36,6 +36,8 @@ def study_record(study: Study) -> StudyRecord:
         study_file=study.parsed.text,
         file_name=study.parsed.path.name,
         versions=versions(),
+        defaults=study.score_defaults(),
+        metric=content.evaluation.metric,
     )
 
 
@@ -58,7 +60,8 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
         return LocalPool(spec, progress)
     from mergesearch.workers.ray_pool import RayPool  # Ray takes seconds to import
 
-    return RayPool(spec, workers.count, address=workers.address)
+    memory = worker_memory(study) if workers.address is not None else 0  # here the whole plan was checked
+    return RayPool(spec, workers.count, address=workers.address, gpus=workers.gpus, memory=memory)
 
 
 def open_store(study: Study, url: str | None = None) -> StudyStore:

@@ -49,6 +49,8 @@ from mergesearch.workers.prefix_memory import PrefixSpec
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
+_DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention"}
+"""Entries of `evaluation` that are recorded in another form, or that no score depends on."""
 FEW_QUERIES = 200
 """With fewer dev queries the highest of a hundred scores lies well above what it is worth."""
 
@@ -263,14 +265,26 @@ class Study:
                 search=evaluation.search,
                 device=_device(device or workers.device),
             ),
+            study=self.name,
             shared_tokens=self.shared is not None,
-            threads=threads or workers.threads or default_threads(workers.count),
+            threads=threads or workers.threads or default_threads(self.workers),
             residency=workers.residency,
-            workers=workers.count,
+            workers=self.workers,
             artifacts=self.artifacts,
             prefix=self._prefix_spec(),
             racing=self.racing,
+            gpus=workers.gpus,
         )
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are; where the study file says `auto`, how many fit on a machine like this one."""
+        workers = self.parsed.content.workers
+        if workers.count != "auto":
+            return workers.count
+        if _device(workers.device).startswith("cuda"):
+            return max(1, torch.cuda.device_count() // workers.gpus)
+        return max(1, default_threads(1) // workers.threads) if workers.threads else 1
 
     @cached_property
     def lowest_layers(self) -> dict[str, float]:
@@ -290,7 +304,7 @@ class Study:
     def _prefix_spec(self) -> PrefixSpec:
         """Where the search has use for hidden states of earlier trials."""
         content = self.parsed.content
-        if content.workers.prefix_cache == "off":
+        if content.workers.prefix_cache == "off" or content.workers.gpus > 1:
             return PrefixSpec()
         strategy, granted = self.strategy(), content.workers.prefix_cache
         return PrefixSpec(
@@ -358,7 +372,7 @@ class Study:
         chosen = STRATEGIES[entry.name]
         strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
         strategy.metric = self.parsed.content.evaluation.metric
-        strategy.workers = self.parsed.content.workers.count
+        strategy.workers = self.workers
         return strategy
 
     def score_relevant(self) -> dict[str, Any]:
@@ -380,7 +394,7 @@ class Study:
                 **({"measured": self._what_is_measured()} if self.method.measured else {}),
             },
             "evaluation": {
-                **content.evaluation.model_dump(exclude={"collections", "search", "prompts", "attention"}),
+                **content.evaluation.model_dump(exclude=_DECIDES_ELSEWHERE),
                 # Like the device, what `auto` comes to is the machine's business.
                 **({} if content.evaluation.attention == "auto" else {"attention": content.evaluation.attention}),
                 "template_files": encoding_files(self.folders[merge.template]),
@@ -393,6 +407,15 @@ class Study:
                 # Batches hold texts of one look, and what was not looked at cannot be compared.
                 **({} if self.racing is None else {"looks": asdict(self.racing.looks)}),
             },
+        }
+
+    def score_defaults(self) -> dict[str, Any]:
+        """What `score_relevant` says where the study file says nothing, as far as the file has a default."""
+        entry = type(self.parsed.content.evaluation)
+        unset = {name: field.get_default() for name, field in entry.model_fields.items() if not field.is_required()}
+        return {
+            "merge": {"options": {name: option.default for name, option in self.method.options.items()}},
+            "evaluation": entry.model_construct(**unset).model_dump(exclude=_DECIDES_ELSEWHERE),
         }
 
     def _what_is_measured(self) -> Mapping[str, Any]:

@@ -24,7 +24,14 @@ from mergesearch.search.ranges import number
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
-from mergesearch.study_file import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, ParsedStudy
+from mergesearch.study_file import (
+    RESERVED_SOURCE_NAMES,
+    CollectionEntry,
+    ExamplesEntry,
+    GroupsEntry,
+    ParsedStudy,
+    WorkersEntry,
+)
 
 Key = str | int
 _SOURCE = re.compile(r"source '([^']+)'")
@@ -136,11 +143,23 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
         checks.add(f"{message}write `template` here", "merge", "other_vocabulary")
     _check_search(checks, parsed)
     _check_evaluation(checks, parsed)
-    if content.workers.kind == "local" and content.workers.count > 1:
+    if content.workers.kind == "local" and content.workers.count != 1:
         checks.add("local is one worker; use `kind: ray` for several", "workers", "count")
     device = content.workers.device
     if content.workers.residency == "pinned" and device != "auto" and not device.startswith("cuda"):
         checks.add(f"pinned is for CUDA devices, and `device` is {device}; take auto or mapped", "workers", "residency")
+    _check_gpus(checks, content.workers)
+
+
+def _check_gpus(checks: Checks, workers: WorkersEntry) -> None:
+    if workers.gpus == 1:
+        return
+    if workers.device not in ("auto", "cuda"):
+        message = f"a model is spread over the first {workers.gpus} CUDA GPUs of a worker, and `device` is"
+        checks.add(f"{message} {workers.device}: write `cuda`, or leave it out", "workers", "gpus")
+    if workers.prefix_cache not in ("auto", "off"):
+        message = "hidden states are not reused by a model on several GPUs: write `off`, or leave it out"
+        checks.add(message, "workers", "prefix_cache")
 
 
 def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:

@@ -304,12 +304,15 @@ class WorkersEntry(_Closed):
     """Who evaluates trials."""
 
     kind: Literal["local", "ray"] = "local"
-    count: int = Field(default=1, ge=1)
-    """Ray actors; `local` has one."""
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Ray actors; `local` has one. `auto`: one per GPU (or per `gpus` of them), else one per `threads` CPUs, as many as
+    the cluster has room for while the study runs."""
+    gpus: int = Field(default=1, ge=1)
+    """GPUs of every Ray worker, on a CUDA `device`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, …"""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads per worker; by default the machine's cores divided by the workers."""
+    """CPU threads per worker; by default this machine's cores divided by the workers on it."""
     residency: Literal["auto", "device", "pinned", "mapped"] = "auto"
     """Where sources are kept: in the memory of the `device`, `pinned` in the host's (CUDA only), or in `mapped` files.
     `auto` takes the first of these that fits; on a CPU it takes mapped files, which workers share. No score changes."""
@@ -317,7 +320,7 @@ class WorkersEntry(_Closed):
     """Memory of each worker, such as `2GB`, for hidden states that are reused by trials with the same lower layers;
     `auto` takes what is useful and at most half of what is left, `off` runs all layers always. No score changes."""
     address: str | None = None
-    """An existing Ray cluster; none starts one on this machine."""
+    """An existing Ray cluster, where workers without room wait for nodes; none starts one on this machine."""
 
 
 class StudyFile(_Closed):
@@ -402,8 +405,23 @@ def parse_study_text(text: str, path: Path) -> ParsedStudy:
     try:
         content = StudyFile.model_validate(plain(tree))
     except ValidationError as error:
-        raise _error(path, explain(error, StudyFile, path, tree)) from None
+        raise _error(path, explain(error, StudyFile, path, tree, lambda keys: _belongs(keys, tree))) from None
     return ParsedStudy(content, path, text, tree)
+
+
+def _belongs(keys: tuple[str | int, ...], tree: Any) -> str:
+    """Where a strategy's option belongs that was written beside the strategy."""
+    from mergesearch.search.registry import STRATEGIES  # takes a second, and only a mistake needs it
+
+    if len(keys) != 2 or keys[0] != "search":
+        return ""
+    option, entry = str(keys[1]), tree["search"].get("strategy")
+    chosen = entry.get("name") if isinstance(entry, Mapping) else entry
+    owners = [name for name, strategy in STRATEGIES.items() if option in strategy.Options.model_fields]
+    if not owners:
+        return ""
+    owner = chosen if chosen in owners else owners[0]
+    return f"is an option of {owner}: write it under `strategy`, as in `strategy: {{name: {owner}, {option}: …}}`"
 
 
 def storage_url(content: StudyFile, option: str | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,28 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, model: type[BaseModel], path: Path, tree: Any) -> list[Problem]:
-    """One problem per entry: what pydantic says of every member of a union is put together."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    path: Path,
+    tree: Any,
+    belongs: Callable[[tuple[str | int, ...]], str] = lambda _: "",
+) -> list[Problem]:
+    """One problem per entry: what pydantic says of every member of a union is put together.
+
+    Args:
+        error: what pydantic found.
+        model: the schema.
+        path: of the file.
+        tree: its content, as ruamel read it.
+        belongs: where an unknown key has its place, in words; empty for one that has none.
+    """
     by_entry: dict[tuple[str | int, ...], list[Any]] = {}
     for found in error.errors(include_url=False):
         by_entry.setdefault(_entry(found, tree), []).append(found)
     # An entry that is nearly one member of a union has an error further down, which is the one that helps.
     alone = [keys for keys in by_entry if not any(other[: len(keys)] == keys for other in by_entry if other != keys)]
-    return [Problem(_sentence(keys, by_entry[keys], model), where(path, tree, keys)) for keys in alone]
+    return [Problem(_sentence(keys, by_entry[keys], model, belongs), where(path, tree, keys)) for keys in alone]
 
 
 def _entry(found: Any, tree: Any) -> tuple[str | int, ...]:
@@ -74,11 +88,16 @@ def _entry(found: Any, tree: Any) -> tuple[str | int, ...]:
     return tuple(keys)
 
 
-def _sentence(keys: tuple[str | int, ...], errors: Sequence[Any], model: type[BaseModel]) -> str:
+def _sentence(
+    keys: tuple[str | int, ...],
+    errors: Sequence[Any],
+    model: type[BaseModel],
+    belongs: Callable[[tuple[str | int, ...]], str],
+) -> str:
     """What is wrong with the entry at `keys`; several errors are what the members of a union expected."""
     name, first = ".".join(map(str, keys)), errors[0]
     if first["type"] == "extra_forbidden":
-        return f"{name}: {unknown('key', str(keys[-1]), _fields_at(model, keys[:-1]))}"
+        return f"{name}: {belongs(keys) or unknown('key', str(keys[-1]), _fields_at(model, keys[:-1]))}"
     if first["type"] == "missing":
         return f"{name}: is required"
     value = first["input"]

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -147,7 +146,6 @@ def mergesearch(*arguments: object) -> Answer:
     from mergesearch.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
     with (
         mock.patch.object(sys, "argv", ["mergesearch", *map(str, arguments)]),
         mock.patch.dict(os.environ),
@@ -158,7 +156,5 @@ def mergesearch(*arguments: object) -> Answer:
             main()
         except SystemExit as ended:
             code = ended.code
-        finally:
-            signal.signal(signal.SIGTERM, handler)
     assert isinstance(code, int)
     return Answer(code, out.getvalue(), err.getvalue())

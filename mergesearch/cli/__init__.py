@@ -56,9 +56,9 @@ for module in (quickstart, validate, plan, run, studies, status, best, evaluate,
 
 def main() -> NoReturn:
     """Entry point of the `mergesearch` program."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.unraisablehook = _ask_again
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    before = signal.signal(signal.SIGTERM, _interrupt), sys.unraisablehook
+    sys.unraisablehook = _ask_again
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -75,6 +75,9 @@ def main() -> NoReturn:
     except MergesearchError as error:
         click.echo(f"error: {error}", err=True)
         code = error.exit_code
+    finally:  # for whoever calls this in a process of their own
+        signal.signal(signal.SIGTERM, before[0])
+        sys.unraisablehook = before[1]
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -15,20 +15,36 @@ from mergesearch.cli.common import STUDY_FILE, examples, storage_option
     epilog=examples(
         "mergesearch dashboard studies/segment-grid.yaml",
         "mergesearch dashboard --storage sqlite:///quickstart.db --port 8081",
+        "MERGESEARCH_DASHBOARD_TOKEN=$(openssl rand -hex 16) mergesearch dashboard my.yaml --read-only",
     ),
 )
 @click.argument("study_file", metavar="[STUDY.yaml]", type=STUDY_FILE, required=False)
 @storage_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="It has no authentication: keep it local.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Without a token, keep it local.")
 @click.option("--port", default=8080, show_default=True)
-def command(study_file: Path | None, storage: str | None, host: str, port: int) -> None:
+@click.option("--read-only", is_flag=True, help="Nothing can be changed or deleted.")
+@click.option(
+    "--auth-token",
+    metavar="TOKEN",
+    envvar="MERGESEARCH_DASHBOARD_TOKEN",
+    help="Callers must know it: as a password, as a bearer token, or as ?token= in the address. "
+    "MERGESEARCH_DASHBOARD_TOKEN keeps it out of the process list.",
+)
+def command(
+    study_file: Path | None, storage: str | None, host: str, port: int, read_only: bool, auth_token: str | None
+) -> None:
     """Open optuna-dashboard on the study database, on this machine only unless told otherwise."""
-    from mergesearch.storage.dashboard import serve
+    from mergesearch.storage.dashboard import application, server
     from mergesearch.study_file import parse_study, storage_url
 
     if study_file is not None:
         storage = storage_url(parse_study(study_file).content, storage)
     if storage is None:
         raise click.UsageError("name a study file or give --storage URL")
-    click.echo(f"dashboard at http://{host}:{port}/ (Ctrl-C ends it)")
-    serve(storage, host=host, port=port)
+    if auth_token == "":
+        raise click.UsageError("the token is empty")
+    with server(application(storage, token=auth_token, read_only=read_only), host=host, port=port) as serving:
+        click.echo(f"dashboard at http://{host}:{serving.server_port}/ (Ctrl-C ends it)")
+        if auth_token is None and host not in ("127.0.0.1", "localhost", "::1"):
+            click.echo("whoever reaches it can change and delete studies: see --auth-token and --read-only", err=True)
+        serving.serve_forever()

@@ -6,10 +6,21 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mergesearch.cli.common import examples, quiet_libraries, storage_option, study_argument
+
+
+class WorkerCount(click.IntRange):
+    """A whole number from 1 on, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or `auto`."""
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command(
@@ -25,7 +36,7 @@ from mergesearch.cli.common import examples, quiet_libraries, storage_option, st
 @study_argument
 @storage_option
 @click.option("--workers", type=click.Choice(["local", "ray"]), help="Overrides the study file.")
-@click.option("--count", type=click.IntRange(1), help="Number of Ray workers; implies --workers ray.")
+@click.option("--count", type=WorkerCount(1), help="Number of Ray workers, or auto; implies --workers ray.")
 @click.option("--address", help="An existing Ray cluster; implies --workers ray.")
 @click.option("--trials", type=click.IntRange(1), help="Overrides the study file's budget.")
 @click.option("--device", help="auto, cpu, cuda, …")
@@ -39,7 +50,7 @@ def command(
     study_file: Path,
     storage: str | None,
     workers: str | None,
-    count: int | None,
+    count: int | str | None,
     address: str | None,
     trials: int | None,
     device: str | None,
@@ -70,9 +81,9 @@ def command(
     search = content.search.model_copy(update={"trials": trials} if trials else {})
     content = content.model_copy(update={"search": search, "workers": content.workers.model_copy(update=changed)})
     study = resolve(replace(parsed, content=content))
-    for note in study.notes():
-        click.echo(f"note: {note}")
     with quiet_libraries(), open_store(study, storage_url(content, storage)) as store:
+        for note in store.not_told(study.notes()):
+            click.echo(f"note: {note}")
         try:
             with StudyProgress(study.planned_trials, quiet=quiet) as progress:
                 progress.recorded(sum(t.state.is_finished() for t in store.trials()))

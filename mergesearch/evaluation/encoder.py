@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergesearch.errors import EvaluationError
+from mergesearch.errors import EvaluationError, MemoryFullError
 from mergesearch.evaluation.inputs import Features, InputFormat, features, on_device, to_device
 from mergesearch.evaluation.loading import (
     apply,
@@ -27,6 +27,7 @@ from mergesearch.evaluation.loading import (
     first_position,
     load,
 )
+from mergesearch.evaluation.memory import is_out_of_memory, release
 from mergesearch.evaluation.settings import (
     Choices,
     EncodingSettings,
@@ -35,8 +36,9 @@ from mergesearch.evaluation.settings import (
     resolve,
     stated_prompts,
 )
+from mergesearch.evaluation.spread import devices, spread
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenizedTexts, TokenPlan, make_plan
-from mergesearch.sources.layout import find_layers
+from mergesearch.sources.layout import find_layers, read_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +71,9 @@ class Encoder:
         notes: what was out of the ordinary since the list was last cleared, such as a batch that was split.
         layer_tokens: useful tokens times the transformer layers that were run for them, since it was last set.
         reuse: what keeps hidden states for merges that are equal in their lower layers; None when nothing does.
+        most_tokens: padded tokens of the largest batch that is tried, since a larger one did not fit into memory; None
+            while everything did. A planned batch beyond it is halved until it is not: plans stay as they are.
+        out_of_memory: how often memory ran out, since it was last set.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class Encoder:
         self.notes: list[str] = []
         self.layer_tokens = 0
         self.reuse: PrefixReuse | None = None
+        self.most_tokens: int | None = None
+        self.out_of_memory = 0
         self._tokenizer = model[0].tokenizer
         self._form = InputFormat(
             pad_id=self._tokenizer.pad_token_id,
@@ -98,7 +105,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where texts go in and embeddings come out: where the weights are, or the first of them on several devices."""
         return next(iter(self.parameters.values())).device
 
     @cached_property
@@ -163,7 +170,7 @@ class Encoder:
         """Embeddings of all texts in their order, fp32 [N, E], on the model's device.
 
         Raises:
-            EvaluationError: one text alone does not fit into memory.
+            MemoryFullError: one text alone does not fit into memory.
         """
         embeddings = torch.empty(plan.n_texts, self.settings.dimensions, device=self.device)
         for rows, part in self.chunks(plan, plan.n_texts, on_batch):
@@ -179,7 +186,7 @@ class Encoder:
             Positions of the texts, int64 [C], and their embeddings, fp32 [C, E].
 
         Raises:
-            EvaluationError: one text alone does not fit into memory.
+            MemoryFullError: one text alone does not fit into memory.
         """
         for numbers in plan.chunks(most_texts):
             batches = [plan.batches[number] for number in numbers]
@@ -193,10 +200,11 @@ class Encoder:
     def encode_batch(self, plan: TokenPlan, texts: NDArray[np.int64]) -> Tensor:
         """Embeddings of the named texts as one batch, fp32 [B, E].
 
-        A batch that does not fit into memory is halved until it does, and `notes` says so.
+        Where memory runs out, hidden states kept for later trials make room first. Then the batch is halved until it
+        fits, and so is every later one of its size; `notes` says so.
 
         Raises:
-            EvaluationError: one text alone does not fit into memory.
+            MemoryFullError: one text alone does not fit into memory.
         """
         return self._encode(plan, texts, next(self.inputs(plan, [texts])))
 
@@ -205,27 +213,32 @@ class Encoder:
         return on_device((features(plan, texts, self._form) for texts in batches), self.device)
 
     def _encode(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
+        count, longest = len(texts), int(plan.lengths[texts].max())
+        if self.most_tokens is not None and count > 1 and count * longest > self.most_tokens:
+            self.notes.append(f"a batch was split: {self.most_tokens:,} tokens are the most that fitted into memory")
+            halves = np.split(texts, [count // 2])
+            return torch.cat([self.encode_batch(plan, half) for half in halves])
         try:
             return self._forward(plan, texts, inputs)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            longest = int(plan.lengths[texts].max())
+            self.out_of_memory += 1
             # What is kept for later must not decide how a batch is split.
             made_room = self.reuse is not None and self.reuse.cache.give_way()
-            if len(texts) == 1 and not made_room:
-                raise EvaluationError(
+            if count == 1 and not made_room:
+                raise MemoryFullError(
                     f"a single text of {longest} tokens does not fit into the memory of {self.device}. Give "
                     "a smaller maximum length, or a device with more memory."
                 ) from error
         # Only here, past the handler, are the failed attempt's tensors free.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release()
+        self.notes.append(f"memory ran out over a batch of {count} × {longest} tokens")
         if made_room:
-            return self.encode_batch(plan, texts)
-        self.notes.append(f"a batch of {len(texts)} × {longest} tokens did not fit into memory and was split")
-        middle = len(texts) // 2
-        return torch.cat([self.encode_batch(plan, texts[:middle]), self.encode_batch(plan, texts[middle:])])
+            self.notes.append("hidden states of earlier trials were given up for want of memory")
+        else:
+            self.most_tokens = (count + 1) // 2 * longest
+        return self.encode_batch(plan, texts)
 
     @torch.inference_mode()
     def _forward(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
@@ -293,6 +306,7 @@ def open_encoder(
     append_eos: bool | None = None,
     attention: str = "auto",
     trust_remote_code: bool = False,
+    gpus: int = 1,
 ) -> Encoder:
     """Load a retriever with the pooling, normalisation, prompts and lengths that its own files state.
 
@@ -308,6 +322,7 @@ def open_encoder(
             (True), or accept texts without one (False). By default such a tokenizer is an error.
         attention: an implementation of attention; see `choose_attention`.
         trust_remote_code: run Python code that lies in the folder.
+        gpus: over how many devices the model's layers are spread.
 
     Raises:
         SourceError: the folder does not load, or does not say how texts are encoded (lists every gap).
@@ -317,8 +332,11 @@ def open_encoder(
         raise EvaluationError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     choices = Choices(pooling, normalize, similarity, max_length)
     resolved = resolve(folder, choices)
-    model = load(folder, DTYPES[dtype], device, trust_remote_code)
+    names = devices(device, gpus)
+    model = load(folder, DTYPES[dtype], "cpu" if gpus > 1 else device, trust_remote_code)
     include_prompt = apply(model, resolved)
+    if gpus > 1:
+        spread(model, read_layout(folder, trust_remote_code=trust_remote_code), names)
     chosen, unpadded = choose_attention(model, attention)
     settings = EncodingSettings(
         pooling=resolved.pooling,
@@ -354,7 +372,3 @@ def _append(
     ends = np.cumsum(lengths)
     lacking = ids[ends - 1] != token
     return np.insert(ids, ends[lacking], token), lengths + lacking
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -158,12 +158,18 @@ class RetrievalEvaluator:
             Scores, and seconds of `encode`, `search` and `score`; `merge` and `worker` are the caller's.
 
         Raises:
-            EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
+            EvaluationError: embeddings are NaN or infinite.
+            MemoryFullError: one text alone does not fit into memory.
         """
         clock, on_batch = self._begin(progress)
         scores = tuple(self._score(i, clock, on_batch, keep_runs, keeper) for i in range(len(self.collections)))
         return TrialResult(
-            scores, clock.seconds, self.n_tokens, notes=self._notes(), layer_tokens=self.encoder.layer_tokens
+            scores,
+            clock.seconds,
+            self.n_tokens,
+            notes=self._notes(),
+            layer_tokens=self.encoder.layer_tokens,
+            out_of_memory=self.encoder.out_of_memory,
         )
 
     def embed(self, i: int, rows: NDArray[np.int64]) -> Tensor:
@@ -175,7 +181,7 @@ class RetrievalEvaluator:
     def _begin(self, progress: Progress | None) -> tuple[Clock, Callable[[], None]]:
         """Start a trial's accounts: its clock, and what is to be called after every batch."""
         self.encoder.notes.clear()
-        self.encoder.layer_tokens = 0
+        self.encoder.layer_tokens = self.encoder.out_of_memory = 0
         done = itertools.count(1)
 
         def on_batch() -> None:

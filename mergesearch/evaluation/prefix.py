@@ -88,12 +88,16 @@ class PrefixCache:
         kept = _Kept(output, sum(t.numel() * t.element_size() for t in _tensors(output)), 0)
         self._put(prefix, batch, kept, 0)
 
-    def give_way(self) -> bool:
-        """Forget what is on the device and hold half as much there from now on; False when there was nothing."""
+    def give_way(self, *, keep: float = 0.5) -> bool:
+        """Forget what is on the device, and hold only this share of the limit there from now on.
+
+        Returns:
+            Whether there was anything to forget.
+        """
         held = [(p, b) for p, batches in self._kept.items() for b, kept in batches.items() if kept.tier == 0]
         for prefix, batch in held:
             self._take(prefix, batch)
-        self._limits[0] //= 2
+        self._limits[0] = int(keep * self._limits[0])
         return bool(held)
 
     def _put(self, prefix: str, batch: Batch, kept: _Kept, first: int) -> None:
@@ -138,6 +142,10 @@ class PrefixReuse:
         layers: the model's transformer blocks, in the order in which they run.
         boundaries: after how many layers states are kept, in ascending order.
         cache: where.
+
+    Attributes:
+        hits: batches that were begun above the first layer.
+        misses: batches that were not.
     """
 
     def __init__(self, layers: Sequence[nn.Module], boundaries: Sequence[int], cache: PrefixCache) -> None:
@@ -145,6 +153,7 @@ class PrefixReuse:
         self.cache = cache
         self._layers = layers
         self._keys: tuple[tuple[int, str], ...] = ()
+        self.hits = self.misses = 0
 
     @contextmanager
     def trial(self, prefix_key: Callable[[int], str]) -> Iterator[None]:
@@ -179,6 +188,7 @@ class PrefixReuse:
                     hook = self._layers[boundary - 1].register_forward_hook(partial(record, other))
                     stack.callback(hook.remove)
             yield below
+        self.hits, self.misses = self.hits + bool(below), self.misses + (not below)
         for other, output in recorded:  # only now: a batch that failed leaves nothing
             self.cache.add(other, batch, output)
 

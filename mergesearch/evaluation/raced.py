@@ -98,7 +98,8 @@ class RacedEvaluator(RetrievalEvaluator):
             rivals: the trials that this one has to beat, best first; none for a trial that is not to be stopped.
 
         Raises:
-            EvaluationError: embeddings are NaN or infinite, or one text alone does not fit into memory.
+            EvaluationError: embeddings are NaN or infinite.
+            MemoryFullError: one text alone does not fit into memory.
         """
         clock, on_batch = self._begin(progress)
         races = [_Race(self, i, looked, clock, on_batch, keeper) for i, looked in enumerate(self._looked)]
@@ -125,6 +126,7 @@ class RacedEvaluator(RetrievalEvaluator):
             stopped=verdict is not None,
             estimate=None if verdict is None else verdict.estimate,
             stopped_by=None if verdict is None else verdict.rival,
+            out_of_memory=self.encoder.out_of_memory,
         )
 
     def new_search(self, collection: PreparedCollection, look: PreparedLook, queries: Tensor) -> TopK:

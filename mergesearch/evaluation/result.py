@@ -79,6 +79,7 @@ class TrialResult:
             could not beat, and their mean difference over the queries of both.
         stopped_by: the number of that trial.
         embeddings: key of its embeddings in the study's artifact store; empty where none were kept.
+        out_of_memory: how often memory ran out on the way; batches were split, or hidden states given up.
     """
 
     collections: tuple[CollectionScores, ...]
@@ -92,6 +93,7 @@ class TrialResult:
     embeddings: str = ""
     estimate: float | None = None
     stopped_by: int | None = None
+    out_of_memory: int = 0
 
     @property
     def value(self) -> float:

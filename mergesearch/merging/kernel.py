@@ -95,16 +95,16 @@ class Workspace:
 
     def __init__(self, chunk_elements: int, device: torch.device) -> None:
         self._chunk_elements = chunk_elements
-        self._device = device
+        self.device = device
         self._buffers: list[torch.Tensor] = []
         self._taken = 0
 
     def take(self, like: torch.Tensor) -> torch.Tensor:
         """An uninitialised float32 tensor of the shape of `like`, valid until `release`."""
         if like.numel() > self._chunk_elements:
-            return torch.empty(like.shape, dtype=torch.float32, device=self._device)
+            return torch.empty(like.shape, dtype=torch.float32, device=self.device)
         if self._taken == len(self._buffers):
-            self._buffers.append(torch.empty(self._chunk_elements, dtype=torch.float32, device=self._device))
+            self._buffers.append(torch.empty(self._chunk_elements, dtype=torch.float32, device=self.device))
         self._taken += 1
         return self._buffers[self._taken - 1][: like.numel()].view(like.shape)
 

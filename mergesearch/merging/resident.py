@@ -39,8 +39,9 @@ class ResidentMerger:
     """Overwrites the parameters of one model with merges of sources that are kept in memory.
 
     What is computed is float32 whatever the sources hold, and rounded once, to the target's dtype. Where the
-    target is float32, results are written straight into it. Sources that lie elsewhere than the target come to its
-    device part by part, in the dtype they are stored in. Memory beyond sources and target is a few chunks (see
+    target is float32, results are written straight into it. Every parameter is merged on the device where it lies, and
+    the model may lie on several of one kind. Sources that lie elsewhere come there part by part, in the dtype they are
+    stored in. Memory beyond sources and target is a few chunks (see
     `merging/plan.py`), with two exceptions: of a tensor in `rows`, the merged rows are kept a second time in the
     target's dtype, and the option `arithmetic: mergekit` takes several copies of the largest tensor for each source.
 
@@ -83,10 +84,10 @@ class ResidentMerger:
         self._names_in: dict[str, list[str]] = {}
         for name in self._target:
             self._names_in.setdefault(places[name], []).append(name)
-        self._device = next(iter(self._target.values())).device
-        self._chunk_elements = chunk_elements or chunk_for(self._device, len(self._sources))
-        self._work = Workspace(self._chunk_elements, self._device)
-        self._statistics = Statistics(statistics, self._device.type)
+        device = next(iter(self._target.values())).device
+        self._chunk_elements = chunk_elements or chunk_for(device, len(self._sources))
+        self._work = {d: Workspace(self._chunk_elements, d) for d in {t.device for t in self._target.values()}}
+        self._statistics = Statistics(statistics, device.type)
         # What decided the content of each place; nothing is known of it after a failure.
         self._content: dict[str, Content] = {}
         # Places that hold what they held when the model was handed over: the template.
@@ -101,8 +102,8 @@ class ResidentMerger:
 
     @property
     def workspace_bytes(self) -> int:
-        """Scratch memory that is kept between calls."""
-        return self._work.n_bytes
+        """Scratch memory that is kept between calls, on all devices."""
+        return sum(work.n_bytes for work in self._work.values())
 
     def apply(self, recipe: MergeRecipe) -> tuple[str, ...]:
         """Make the target what the recipe says, leaving groups alone that are so already.
@@ -152,7 +153,7 @@ class ResidentMerger:
     def _copy(self, group: GroupRecipe, source: str) -> None:
         for name in self._names(group):
             for out, piece in zip(*map(self._flat, (self._target[name], self._sources[source][name])), strict=True):
-                out.copy_(self._here(piece))
+                out.copy_(_at(out.device, piece))
         self._refuse_non_finite(group, growth=1.0)
 
     @torch.no_grad()
@@ -164,24 +165,27 @@ class ResidentMerger:
             whole = self._target[name]
             if not whole.numel():
                 continue
+            work = self._work[whole.device]
             stored = [self._sources[source][name] for source in sources]
             base = None if recipe.base is None else self._sources[recipe.base][name]
             if bound.as_mergekit:
-                whole.copy_(self._as_mergekit(method, bound, stored, base))
+                whole.copy_(_as_mergekit(method, bound, stored, base, whole.device))
                 continue
             if pair:
-                self._interpolate(whole, stored if base is None else (*stored, base), *pair)
+                self._interpolate(whole, stored if base is None else (*stored, base), *pair, work)
                 continue
 
-            def read(stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base) -> Iterator[Part]:
-                return self._parts(method, stored, base)
+            def read(
+                stored: Sequence[torch.Tensor] = stored, base: torch.Tensor | None = base, work: Workspace = work
+            ) -> Iterator[Part]:
+                return self._parts(method, stored, base, work)
 
             shape, statistics = tuple(whole.shape), self._statistics
             site = Site(name, shape, sources, recipe.base, recipe.seed, read, statistics, content)
-            prepared = method.prepare_for(site, bound.arguments, self._work)
+            prepared = method.prepare_for(site, bound.arguments, work)
             for view, part in zip(self._pieces(method, whole), read(), strict=True):
-                out = view if view.dtype == torch.float32 else self._work.take(view)
-                result = method.call(bound.arguments, part, out, self._work, site, prepared)
+                out = view if view.dtype == torch.float32 else work.take(view)
+                result = method.call(bound.arguments, part, out, work, site, prepared)
                 if result.shape != view.shape:
                     raise TypeError(f"{method.name} made {result.shape} of {view.shape} in {name}")
                 if result is not view:
@@ -189,37 +193,27 @@ class ResidentMerger:
         # What mergekit rounds on the way may overflow where an exact merge does not.
         self._refuse_non_finite(group, math.inf if bound.as_mergekit else bound.growth)
 
-    def _interpolate(self, whole: torch.Tensor, stored: Sequence[torch.Tensor], i: int, j: int, t: float) -> None:
+    def _interpolate(
+        self, whole: torch.Tensor, stored: Sequence[torch.Tensor], i: int, j: int, t: float, work: Workspace
+    ) -> None:
         """Write a merge that is one lerp, in one pass over memory where nothing has to be moved or converted.
 
         torch computes a lerp in float32 and rounds it once, so whether it takes parts has no say in the result.
         """
         first, second = stored[i], stored[j]
-        if first.dtype == second.dtype == whole.dtype and first.device == second.device == self._device:
+        if first.dtype == second.dtype == whole.dtype and first.device == second.device == whole.device:
             torch.lerp(first, second, t, out=whole)
             return
         for out, *pieces in zip(*map(self._flat, (whole, first, second)), strict=True):
-            self._work.release()
-            x, y = (self._as_float32(piece) for piece in pieces)
-            written = out if out.dtype == torch.float32 else self._work.take(out)
+            work.release()
+            x, y = (_as_float32(piece, work) for piece in pieces)
+            written = out if out.dtype == torch.float32 else work.take(out)
             torch.lerp(x, y, t, out=written)
             if written is not out:
                 out.copy_(written)
 
     def _flat(self, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.split(whole.view(-1), self._chunk_elements)
-
-    def _as_mergekit(
-        self, method: MergeMethod, bound: Bound, stored: Sequence[torch.Tensor], base: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The whole tensor as mergekit makes it of sources whose dtypes differ: in the one that holds them all."""
-        assert method.mergekit is not None
-        everything = stored if base is None else (*stored, base)
-        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in everything))
-        tensors = [tensor.to(self._device, dtype) for tensor in everything]
-        if base is None:
-            return method.mergekit(tensors, **bound.arguments)
-        return method.mergekit(tensors[:-1], tensors[-1], **bound.arguments)
 
     def _pieces(self, method: MergeMethod, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One tensor in flat pieces, or in blocks of whole rows."""
@@ -228,26 +222,16 @@ class ResidentMerger:
         columns = whole.shape[-1] if whole.dim() else 1
         return torch.split(whole.view(-1, columns), max(1, self._chunk_elements // columns))
 
-    def _parts(self, method: MergeMethod, stored: Sequence[torch.Tensor], base: torch.Tensor | None) -> Iterator[Part]:
+    def _parts(
+        self, method: MergeMethod, stored: Sequence[torch.Tensor], base: torch.Tensor | None, work: Workspace
+    ) -> Iterator[Part]:
         start = 0
         everything = stored if base is None else (*stored, base)
         for pieces in zip(*(self._pieces(method, tensor) for tensor in everything), strict=True):
-            self._work.release()
-            tensors = [self._as_float32(piece) for piece in pieces]
+            work.release()
+            tensors = [_as_float32(piece, work) for piece in pieces]
             yield Part(tensors, None if base is None else tensors.pop(), start)
             start += pieces[0].numel()
-
-    def _as_float32(self, stored: torch.Tensor) -> torch.Tensor:
-        here = self._here(stored)
-        return here if here.dtype == torch.float32 else self._work.take(here).copy_(here)
-
-    def _here(self, stored: torch.Tensor) -> torch.Tensor:
-        """The same on the target's device, in the same dtype: conversion is faster there, and less to transfer.
-
-        From page-locked memory this does not wait, so transfers are queued while the device works. Sources are
-        never written to, so nothing can come too early.
-        """
-        return stored.to(self._device, non_blocking=True)
 
     def _refuse_non_finite(self, group: GroupRecipe, growth: float) -> None:
         """Look for NaN and inf in what was written, unless arithmetic alone shows that there are none.
@@ -361,6 +345,38 @@ def chunk_for(device: torch.device, n_sources: int) -> int:
 def most_buffers(n_sources: int) -> int:
     """The most workspace buffers that any method takes, when all sources have to be converted; a test says so."""
     return 3 * n_sources + 8
+
+
+def _as_mergekit(
+    method: MergeMethod,
+    bound: Bound,
+    stored: Sequence[torch.Tensor],
+    base: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """The whole tensor as mergekit makes it of sources whose dtypes differ: in the one that holds them all."""
+    assert method.mergekit is not None
+    everything = stored if base is None else (*stored, base)
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in everything))
+    tensors = [tensor.to(device, dtype) for tensor in everything]
+    if base is None:
+        return method.mergekit(tensors, **bound.arguments)
+    return method.mergekit(tensors[:-1], tensors[-1], **bound.arguments)
+
+
+def _as_float32(stored: torch.Tensor, work: Workspace) -> torch.Tensor:
+    """The same on the workspace's device."""
+    here = _at(work.device, stored)
+    return here if here.dtype == torch.float32 else work.take(here).copy_(here)
+
+
+def _at(device: torch.device, stored: torch.Tensor) -> torch.Tensor:
+    """The same on a device, in the same dtype: conversion is faster there, and less to transfer.
+
+    From page-locked memory this does not wait, so transfers are queued while the device works. Sources are
+    never written to, so nothing can come too early.
+    """
+    return stored.to(device, non_blocking=True)
 
 
 def _decided_by(recipe: MergeRecipe) -> dict[str, Content]:

@@ -203,8 +203,10 @@ def evaluate_folder(
     """
     if (study is None) == (beir is None):
         raise EvaluationError("name what to score the folder on: a study or a collection folder")
+    gpus = 1
     if study is not None:
         spec = study.evaluator_spec()
+        gpus = spec.gpus
         specs, settings = _specs(study, split), spec.evaluation
         torch.set_num_threads(spec.threads)
     else:
@@ -212,7 +214,7 @@ def evaluate_folder(
         specs = (CollectionSpec(beir.resolve().name, "beir", {"folder": str(beir.resolve())}, split, Path.cwd()),)
         settings = EvaluationSettings(device="cuda" if torch.cuda.is_available() else "cpu")
     trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
-    encoder = open_with(settings, folder, trust_remote_code=trusted)
+    encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
     retrieval = build_retrieval(encoder, specs, settings)
     retrieval.depth = max(retrieval.depth, RUN_DEPTH)
     result = retrieval.evaluate(progress, keep_runs=True)

@@ -167,6 +167,7 @@ def _check_saved(
         append_eos=settings.append_eos,
         attention=settings.attention,
         trust_remote_code=trusted,
+        gpus=spec.gpus,
     )
     if ResidentMerger(encoder.parameters, {}, dict.fromkeys(encoder.parameters, "")).fingerprint() != fingerprint:
         raise ExportError("the saved weights are not those of the merge. Nothing was exported; is the disk sound?")

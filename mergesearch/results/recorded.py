@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergesearch.errors import ResumeError
 from mergesearch.storage.engine import redact_urls
-from mergesearch.storage.record import differences
+from mergesearch.storage.record import score_differences
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 
@@ -15,7 +15,8 @@ def check_unchanged(study: Study, store: StudyStore) -> None:
     Raises:
         ResumeError: naming every difference that could change a score.
     """
-    found = differences(store.record.score_relevant, redact_urls(study.score_relevant()))
+    now = redact_urls(study.score_relevant())
+    found = score_differences(store.record.score_relevant, now, study.score_defaults())
     if found:
         lines = "\n".join(f"  {path}: {before} → {after}" for path, (before, after) in found.items())
         raise ResumeError(

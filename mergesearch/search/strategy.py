@@ -28,7 +28,9 @@ SOURCE_ATTR = "source_alone"
 class StrategyOptions(BaseModel):
     """What a study file may say beside a strategy's name. Closed: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Strategy(ABC):
     """URL of what it follows."""
     finite: ClassVar[bool] = False
     """Whether it comes to an end by itself in every space that it accepts, so that a study needs no budget."""
+    ends_early: ClassVar[bool] = False
+    """Whether it may stop before its budget or its `planned` points are used up."""
     exhausted_because: ClassVar[str] = "the search space is exhausted"
     """What people are told when there will be no further proposal."""
     needs_embeddings: ClassVar[bool] = False

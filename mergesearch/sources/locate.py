@@ -87,6 +87,13 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
+def hub_id(folder: Path) -> str | None:
+    """The name on the hub (`org/name`) of what a folder of the hub's cache holds; None for other folders."""
+    cached = folder.parent.parent.name
+    known = commit_of(folder) is not None and cached.startswith("models--")
+    return cached.removeprefix("models--").replace("--", "/") if known else None
+
+
 def _has_model(folder: Path) -> bool:
     inside = model_folder(folder)
     return (inside / "config.json").is_file() and any((inside / name).is_file() for name in WEIGHT_FILES)

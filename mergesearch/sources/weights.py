@@ -22,7 +22,7 @@ def read_tensors(
     names: Mapping[str, str],
     *,
     kept: Kept = "mapped",
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Mapping[str, torch.device] = "cpu",
     dtype: torch.dtype | None = None,
     rows: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def read_tensors(
         checkpoint: the source.
         names: canonical name to raw name, from `check_sources`.
         kept: where the tensors stay.
-        device: whose memory `device` means.
+        device: whose memory `device` means, for all tensors or by canonical name.
         dtype: what they are converted to; None keeps each as stored.
         rows: canonical name to the rows (int64) that are taken of a tensor; it is then a copy however it is kept.
 
@@ -48,11 +48,14 @@ def read_tensors(
         chosen = (rows or {}).get(name)
         return (stored if chosen is None else stored.index_select(0, chosen)).to(dtype=dtype)
 
+    def place(name: str) -> str | torch.device:
+        return device if isinstance(device, str | torch.device) else device[name]
+
     if kept == "mapped":
         mapped = checkpoint.read_many(names.values())
         read = {name: taken(name, mapped[raw]) for name, raw in names.items()}
     else:
-        read = {name: keep(taken(name, checkpoint.read(raw)), kept, device) for name, raw in names.items()}
+        read = {name: keep(taken(name, checkpoint.read(raw)), kept, place(name)) for name, raw in names.items()}
     broken = [names[name] for name, tensor in read.items() if not _all_finite(tensor)]
     if broken:
         where = f"source {checkpoint.name!r}"

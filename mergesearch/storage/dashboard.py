@@ -1,16 +1,67 @@
-"""optuna-dashboard on a study database."""
+"""optuna-dashboard on a study database, with what it lacks itself: a lock on the door, and read-only service."""
 
 from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable
+from http.cookies import CookieError, SimpleCookie
+from socketserver import ThreadingMixIn
+from typing import Any
+from urllib.parse import parse_qsl
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from mergesearch.errors import StorageError
 from mergesearch.storage.engine import Database
 
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-def serve(url: str, *, host: str, port: int) -> None:
-    """Serve optuna-dashboard until interrupted. It has no authentication: bind it to loopback.
+COOKIE = "mergesearch_dashboard"
+
+
+class Guard:
+    """A WSGI application in front of another one, which lets through what is allowed.
+
+    A token may come as `Authorization: Bearer TOKEN`, as the password of any user (browsers ask for it), or once as
+    `?token=TOKEN` in an address, which leaves a cookie.
+
+    Args:
+        application: what is guarded.
+        token: what callers have to know; None lets everybody in.
+        read_only: refuse all methods but GET and HEAD.
+    """
+
+    def __init__(self, application: Application, *, token: str | None, read_only: bool) -> None:
+        self._application, self._token, self._read_only = application, token, read_only
+        self._cookie = hashlib.sha256((token or "").encode()).hexdigest()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer a request."""
+        headers = []
+        if self._token is not None:
+            told = _tokens(environ)
+            known = {where: self._cookie if where == "cookie" else self._token for where in told}
+            if not any(hmac.compare_digest(told[where].encode(), known[where].encode()) for where in told):
+                ask = [("WWW-Authenticate", 'Basic realm="mergesearch: any user, the token as password"')]
+                return _refuse(start_response, "401 Unauthorized", "a token is needed", ask)
+            if "address" in told:
+                headers = [("Set-Cookie", f"{COOKIE}={self._cookie}; HttpOnly; SameSite=Strict; Path=/")]
+        if self._read_only and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _refuse(start_response, "403 Forbidden", "this dashboard is read-only", [])
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # without it optuna-dashboard fails on /static
+
+        def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*given, *headers], *error)
+
+        return self._application(environ, start)
+
+
+def application(url: str, *, token: str | None = None, read_only: bool = False) -> Application:
+    """The guarded dashboard of a study database, for a WSGI server of your choice.
 
     Raises:
-        StorageError: the database cannot be used, or the port is taken.
+        StorageError: the database cannot be used.
     """
     import optuna_dashboard
 
@@ -18,7 +69,61 @@ def serve(url: str, *, host: str, port: int) -> None:
     if database.path is not None and not database.path.is_file():
         raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
     storage = database.optuna_storage(create_tables=False)
+    return Guard(optuna_dashboard.wsgi(storage), token=token, read_only=read_only)
+
+
+def server(application: Application, *, host: str, port: int) -> WSGIServer:
+    """A server that listens, answers several callers at a time, and is not serving yet.
+
+    Args:
+        application: what is served.
+        host: the address to bind to.
+        port: 0 takes any that is free: see `server_port`.
+
+    Raises:
+        StorageError: the port is taken.
+    """
     try:
-        optuna_dashboard.run_server(storage, host=host, port=port)
+        return make_server(host, port, application, server_class=_Server, handler_class=_Handler)
     except OSError as error:
         raise StorageError(f"cannot serve on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Nothing: addresses may hold the token."""
+
+
+def _tokens(environ: dict[str, Any]) -> dict[str, str]:
+    """What a caller gave as token, by where it stood."""
+    found = {}
+    kind, _, value = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if kind.lower() == "bearer":
+        found["bearer"] = value.strip()
+    elif kind.lower() == "basic":
+        try:
+            found["password"] = base64.b64decode(value).decode().partition(":")[2]
+        except ValueError:
+            found["password"] = ""
+    for key, given in parse_qsl(environ.get("QUERY_STRING", "")):
+        if key == "token":
+            found["address"] = given
+    try:
+        cookie = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(COOKIE)
+    except CookieError:
+        cookie = None
+    if cookie is not None:
+        found["cookie"] = cookie.value
+    return found
+
+
+def _refuse(
+    start_response: Callable[..., Any], status: str, why: str, headers: list[tuple[str, str]]
+) -> Iterable[bytes]:
+    body = f"{why}\n".encode()
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers])
+    return [body]

@@ -38,6 +38,9 @@ UID_KEY = "mergesearch:uid"
 LOGICAL_ID_KEY = "mergesearch:logical_id"
 """System attribute of Optuna's trials that pairs them with our rows."""
 
+METRIC_NAMES_KEY = "study:metric_names"
+"""Where Optuna keeps the names of a study's objectives; its own `set_metric_names` warns of being experimental."""
+
 OUTCOMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "fail"}
 """What our own table says of a trial that has ended."""
 
@@ -111,6 +114,12 @@ def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: Stud
     }
     with Session(engine) as session, session.begin():
         session.add(HistoryRow(study_id=row.id, event="resumed with changes", detail=detail))
+
+
+def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, metric: str) -> None:
+    """Tells Optuna's tools what the values of the trials are, unless they know."""
+    if metric and METRIC_NAMES_KEY not in storage.get_study_system_attrs(optuna_id):
+        storage.set_study_system_attr(optuna_id, METRIC_NAMES_KEY, [metric])
 
 
 def is_alive() -> sa.ColumnElement[bool]:

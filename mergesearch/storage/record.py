@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,24 @@ from typing import Any
 from mergesearch.errors import ResumeError
 
 _ABSENT = object()
+_SPACE = "merge.space.dimensions"
+_FOLLOWS = "merge.space.coefficients_at_"
+_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"merge\.space\.dimensions\[(.+?)\]\.?", r"merge.coefficients: \1: "),
+        (r"merge\.space\.dimensions", "merge.coefficients"),
+        (r"merge\.space\.coefficients_at_(low|high)\.", r"merge.coefficients, at the \1 end of every range: "),
+        (r"merge\.space\.shares", "merge.coefficients, knots"),
+        (r"merge\.groups\.([^.]+)\.places", r"merge.groups: layers of \1"),
+        (r"merge\.order", "sources (order)"),
+        (r"merge\.measured", "merge.examples"),
+        (r"evaluation\.looks\.shares", "search.racing.looks"),
+        (r"evaluation\.looks", "search.racing"),
+        (r"evaluation\.template_files\.", "merge.template: its file "),
+    )
+)
+"""What entries of `score_relevant` are called in study files."""
 _ORDERED = ("evaluation.collections",)
 """Mappings whose order counts: per-query scores and embeddings of trials lie in it."""
 
@@ -26,6 +45,9 @@ class StudyRecord:
         study_file: the resolved study file's text.
         file_name: what the user called it.
         versions: library name to version.
+        defaults: entries of `score_relevant` as they stand where nothing is recorded of them: an option that is
+            spelled out at its default makes no other study, nor does one that came with a later version.
+        metric: what trials are scored by, the name of Optuna's objective.
     """
 
     name: str
@@ -34,6 +56,8 @@ class StudyRecord:
     study_file: str = ""
     file_name: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
 
 
 def plain(value: Any) -> Any:
@@ -44,6 +68,20 @@ def plain(value: Any) -> Any:
 def differences(stored: Any, now: Any) -> dict[str, tuple[str, str]]:
     """Every leaf that differs: dotted path to (stored, now) as text. Lists of named things go by name."""
     return dict(_differences("", plain(stored), plain(now)))
+
+
+def score_differences(
+    stored: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """Every leaf of `score_relevant` that differs once defaults are filled in, in the words of study files."""
+    found = differences(_filled(defaults, stored), _filled(defaults, now))
+    named: dict[str, tuple[str, str]] = {}
+    for path, pair in found.items():
+        if path.startswith(_FOLLOWS) and any(other.startswith(_SPACE) for other in found):
+            continue  # what coefficients are at the ends of their ranges follows from the ranges
+        words = next((p.sub(words, path) for p, words in _WORDS if p.match(path)), path)
+        named[words.rstrip(": ")] = pair
+    return named
 
 
 def check_resumable(stored: StudyRecord, now: StudyRecord, *, where: str, made: str) -> None:
@@ -58,7 +96,7 @@ def check_resumable(stored: StudyRecord, now: StudyRecord, *, where: str, made: 
     Raises:
         ResumeError: names the file that made the study and lists every difference.
     """
-    found = differences(stored.score_relevant, now.score_relevant)
+    found = score_differences(stored.score_relevant, now.score_relevant, now.defaults)
     if not found:
         return
     head = f"study {stored.name!r} in {where} was made by {stored.file_name!r} on {made}"
@@ -78,6 +116,14 @@ def changes(stored: StudyRecord, now: StudyRecord) -> dict[str, list[str]]:
         return {**record.other, "versions": dict(record.versions), "file_name": record.file_name}
 
     return {path: list(pair) for path, pair in differences(loose(stored), loose(now)).items()}
+
+
+def _filled(defaults: Any, value: Any) -> Any:
+    """The value with what is missing in its mappings taken from the defaults, at every depth."""
+    if not isinstance(defaults, Mapping) or not isinstance(value, Mapping):
+        return value
+    missing = {key: default for key, default in defaults.items() if key not in value}
+    return {**{key: _filled(defaults.get(key), inner) for key, inner in value.items()}, **missing}
 
 
 def _differences(path: str, stored: Any, now: Any) -> Iterator[tuple[str, tuple[str, str]]]:

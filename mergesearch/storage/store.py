@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -35,6 +35,8 @@ from mergesearch.storage.transaction import (
     write_trial_attributes,
 )
 
+NOTES_ATTR = "notes"
+"""Attribute of a study: what its last run was told before trusting its outcome."""
 ATTRIBUTE_CHARACTERS = 4_000
 """The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
 
@@ -118,6 +120,7 @@ class StudyStore(StudyReader):
                 if found is None:
                     raise opening.no_such_study(database, storage, study_name)
                 if exclusive:
+                    opening.name_metric(storage, found[0], "" if clean is None else clean.metric)
                     opening.settle(storage, *found)
             store = cls(database, storage, *found)
             store._lock = right
@@ -320,6 +323,16 @@ class StudyStore(StudyReader):
             save_plotly_graph_object(self.study, figure, graph_object_id=name)
 
     @patient
+    def not_told(self, notes: Sequence[str]) -> list[str]:
+        """Those of the notes on a study that were no part of what its last run was told; they are from now on."""
+        now = [self._text(note) for note in notes]
+        with self._driving():
+            before = self.study.user_attrs.get(NOTES_ATTR, [])
+            if now != before:
+                self._storage.set_study_user_attr(self._optuna_study_id, NOTES_ATTR, now)
+        return [note for note in now if note not in before]
+
+    @patient
     def record_loss(self, source: str, content_hash: str, examples: str, loss: float) -> None:
         """Keeps the loss of a source on a set of examples; the first one recorded stands."""
         row = LossRow(study_id=self._row.id, source=source, content_hash=content_hash, examples=examples, loss=loss)
@@ -451,6 +464,8 @@ def _costs(result: TrialResult) -> dict[str, Any]:
     if result.estimate is not None:
         attributes[ESTIMATE_ATTR] = result.estimate
         attributes["stopped_by"] = result.stopped_by
+    if result.out_of_memory:
+        attributes["out_of_memory"] = result.out_of_memory
     if result.notes:
         attributes["notes"] = "; ".join(result.notes)[: ATTRIBUTE_CHARACTERS // 8]
     return attributes

@@ -115,6 +115,16 @@ class CollectionBank:
         return torch.from_numpy(forbidden).to(self.queries.device)
 
 
+def bank_bytes(n: int, queries: int, documents: int, dimensions: int) -> int:
+    """Memory that a bank of `n` merges takes for one collection on its device, about.
+
+    It is that of embeddings in float16, of the shortlisted pairs' quadratic forms, and of the largest intermediate.
+    """
+    n_basis = 1 + min(n, MOST_DIRECTIONS)
+    pairs = n_basis * (n_basis + 1) * queries * min(documents, 2 * SHORTLIST)
+    return 2 * n * (queries + documents) * dimensions + 4 * min(_KEPT_ELEMENTS + _BLOCK_ELEMENTS, pairs)
+
+
 class EmbeddingBank:
     """Predicts per-query scores of merges from weights of evaluated ones.
 

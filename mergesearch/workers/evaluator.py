@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +21,7 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.kept import Keeper
+from mergesearch.evaluation.memory import with_room
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
 from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
 from mergesearch.evaluation.raced import RacedEvaluator
@@ -33,11 +36,15 @@ from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.sources.weights import read_tensors
 from mergesearch.workers.pool import Outcome, ScreeningResult, ScreeningTask, Task
 from mergesearch.workers.prefix_memory import PrefixSpec, prefix_room
-from mergesearch.workers.residency import Residency, choose_residency, free_memory, working_bytes
+from mergesearch.workers.residency import Residency, choose_residency, free_memory, room_for_sources, working_bytes
 from mergesearch.workers.screening import Screener
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+GAVE_WAY = "memory ran out, and hidden states of earlier trials were given up for it"
+"""Note of a trial whose merge or search had no room beside them."""
 LARGE_CORPUS = 500_000
 """Documents from which on token ids are kept on disk: about a gigabyte of them, and once per worker."""
 
@@ -123,9 +130,11 @@ class EvaluatorSpec:
         adapters: source name to the folder of its PEFT adapter, for the sources that are adapters.
         residency: where the sources are kept; `auto` leaves it to the worker, by the memory that is free where it is.
         workers: how many may run on one machine.
+        gpus: of one worker; the model's layers are spread over them, and with several no hidden states are reused.
         artifacts: where embeddings of trials are kept; None keeps none.
         prefix: where hidden states of one trial may serve another.
         racing: the looks that trials are scored in; None scores them at once.
+        study: its name, which metrics are labelled with.
     """
 
     folders: Mapping[str, Path]
@@ -139,9 +148,11 @@ class EvaluatorSpec:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     residency: Residency = "auto"
     workers: int = 1
+    gpus: int = 1
     artifacts: str | None = None
     prefix: PrefixSpec = field(default_factory=PrefixSpec)
     racing: RacingSettings | None = None
+    study: str = ""
 
 
 class TrialEvaluator:
@@ -152,12 +163,14 @@ class TrialEvaluator:
     Raises:
         SourceError: a source cannot be read or holds NaN.
         CollectionError: a collection cannot be read.
+        MemoryFullError: sources and model do not fit.
     """
 
     def __init__(self, spec: EvaluatorSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.encoder, self.merger = open_merger(spec)
+        opened, _ = with_room(lambda: open_merger(spec), "loading the sources", spec.evaluation.device)
+        self.encoder, self.merger = opened
         self.retrieval = build_retrieval(self.encoder, spec.collections, spec.evaluation, spec.racing)
         self.encoder.reuse = self._open_reuse()
         self._screener: Screener | None = None
@@ -185,35 +198,55 @@ class TrialEvaluator:
         Raises:
             MergeError: the recipe's coefficients build no merge.
             EvaluationError: the merge's embeddings cannot be scored.
+            MemoryFullError: memory ran out where nothing could be cut smaller.
         """
         started = time.perf_counter()
-        self.merger.apply(recipe)
+        _, failures = self._with_room("merging", lambda: self.merger.apply(recipe))
         merged = time.perf_counter() - started
-        keeper = Keeper(self.retrieval.collections) if self._screener is not None else None
-        with self._reusing(recipe):
-            if isinstance(self.retrieval, RacedEvaluator):
-                result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper, rivals=rivals)
-            else:
-                result = self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper)
+
+        def score() -> tuple[TrialResult, Keeper | None]:
+            keeper = Keeper(self.retrieval.collections) if self._screener is not None else None
+            with self._reusing(recipe):
+                if isinstance(self.retrieval, RacedEvaluator):
+                    return self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper, rivals=rivals), keeper
+                return self.retrieval.evaluate(progress, keep_runs=keep_runs, keeper=keeper), keeper
+
+        (result, keeper), further = self._with_room("encoding and searching", score)
         name = ""
         if self._screener is not None and keeper is not None and not result.stopped:
             name = self._screener.save(recipe, keeper.result())
-        return replace(result, seconds={"merge": merged, **result.seconds}, worker=worker, embeddings=name)
+        failures += further
+        return replace(
+            result,
+            seconds={"merge": merged, **result.seconds},
+            worker=worker,
+            embeddings=name,
+            out_of_memory=result.out_of_memory + failures,
+            notes=(*result.notes, GAVE_WAY) if failures else result.notes,
+        )
 
     def screen(self, task: ScreeningTask) -> ScreeningResult:
         """Predict merges from the embeddings of evaluated ones.
 
         Raises:
             EvaluationError: the evaluator keeps no embeddings.
+            MemoryFullError: memory ran out.
         """
-        if self._screener is None:
+        screener = self._screener
+        if screener is None:
             raise EvaluationError("a worker that keeps no embeddings was asked to predict from them.")
-        return self._screener.answer(task)
+        return self._with_room("predicting merges from embeddings", lambda: screener.answer(task))[0]
+
+    def _with_room(self, doing: str, work: Callable[[], T]) -> tuple[T, int]:
+        """See `with_room`: hidden states that are kept for later trials make it, all of them, and once."""
+        reuse = self.encoder.reuse
+        made = (lambda: False) if reuse is None else partial(reuse.cache.give_way, keep=0.0)
+        return with_room(work, doing, self.encoder.device, made)
 
     def _open_reuse(self) -> PrefixReuse | None:
         """What keeps hidden states between trials, in memory that is left now; None where it would not pay."""
         spec, device = self.spec, self.spec.evaluation.device
-        if not spec.prefix.boundaries:
+        if not spec.prefix.boundaries or spec.gpus > 1:
             return None
         host = free_memory("cpu") // spec.workers
         free = free_memory(device) if device.startswith("cuda") else host
@@ -244,11 +277,8 @@ def attempt(
         if isinstance(task, ScreeningTask):
             return Outcome(task, worker, evaluator.screen(task))
         return Outcome(task, worker, evaluator.evaluate(task.recipe, progress, worker=worker, rivals=task.rivals))
-    except MergeError as error:
+    except (MergeError, EvaluationError) as error:
         return Outcome(task, worker, failure=str(error), recipe_at_fault=True)
-    except EvaluationError as error:
-        # Embeddings of NaN are the recipe's fault; what follows from another error (memory is full) is not.
-        return Outcome(task, worker, failure=str(error), recipe_at_fault=error.__cause__ is None)
     except MergesearchError as error:
         return Outcome(task, worker, failure=str(error))
     except Exception as error:
@@ -260,7 +290,7 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     """Load the template as the resident model, and of every source what recipes may need."""
     settings = spec.evaluation
     trusted = spec.template in spec.trusted
-    encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted)
+    encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted, gpus=spec.gpus)
     layout = read_layout(spec.folders[spec.template], trust_remote_code=trusted)
     places = {name: parameter.place for name, parameter in layout.parameters.items()}
     # Which tokens are shared, all sources decide; else those that no recipe needs are left alone.
@@ -268,24 +298,29 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
     checkpoints = {name: open_source(name, spec.folders[name], spec.adapters.get(name)) for name in opened}
     shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
     names = {n: align_within(c, layout, spec.merged_places.get(n, frozenset())) for n, c in checkpoints.items()}
+    devices = {name: parameter.device for name, parameter in encoder.parameters.items()}
+    sizes = [(n, checkpoints[source].tensors[raw].n_bytes) for source, read in names.items() for n, raw in read.items()]
+    bytes_at: Counter[str] = Counter()
+    for name, n_bytes in sizes:
+        bytes_at[str(devices[name])] += n_bytes
     kept, why = choose_residency(
         spec.residency,
         settings.device,
-        [checkpoints[source].tensors[raw].n_bytes for source, read in names.items() for raw in read.values()],
-        room=free_memory(settings.device) - working_bytes(settings.batch_tokens, layout.hidden_size),
+        [n_bytes for _, n_bytes in sizes],
+        room=room_for_sources(bytes_at, settings.device, working_bytes(settings.batch_tokens, layout.hidden_size)),
         host=free_memory("cpu") // spec.workers,
     )
     logger.info("sources: %s, %s", kept, why)
     sources = {}
     for name, checkpoint in checkpoints.items():
         own = {} if shared is None else {shared.tensor: shared.rows[name]}
-        sources[name] = read_tensors(checkpoint, names[name], kept=kept, device=settings.device, rows=own)
+        sources[name] = read_tensors(checkpoint, names[name], kept=kept, device=devices, rows=own)
     rows = {} if shared is None else {shared.tensor: shared.rows[spec.template]}
     statistics = cache_dir() / "statistics"
     return encoder, ResidentMerger(encoder.parameters, sources, places, rows=rows, statistics=statistics)
 
 
-def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False) -> Encoder:
+def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False, gpus: int = 1) -> Encoder:
     """Load a retriever as a study's `evaluation` says."""
     lengths = (settings.max_query_length, settings.max_document_length)
     return open_encoder(
@@ -300,6 +335,7 @@ def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: 
         append_eos=settings.append_eos,
         attention=settings.attention,
         trust_remote_code=trust_remote_code,
+        gpus=gpus,
     )
 
 

@@ -1,96 +1,124 @@
-"""Ray actors as workers: each opens the source files itself and keeps the weights resident.
-
-Weights never travel through Ray's object store: the page cache shares the files between the actors of a node, and
-an actor that is rebuilt needs nobody's object.
-"""
+"""Ray actors as workers, on a cluster that grows and shrinks and loses nodes."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import ray
-from ray._private import ray_constants
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from mergesearch.errors import MergesearchError, WorkerError
-from mergesearch.workers.evaluator import EvaluatorSpec, TrialEvaluator, attempt
+from mergesearch.errors import WorkerError
+from mergesearch.workers.evaluator import EvaluatorSpec
+from mergesearch.workers.node_files import files_named
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
+from mergesearch.workers.ray_cluster import Request, check_room, connect, evidence, kill, nodes, room
+from mergesearch.workers.ray_worker import RayWorker
 
 logger = logging.getLogger(__name__)
 
+LEASE_SECONDS = 60.0
+"""A worker that answers nothing for so long has lost its trial; MERGESEARCH_LEASE_SECONDS overrides."""
+PINGS_PER_LEASE = 6
+LEASES_TO_LOAD = 5
+"""A worker that loads sources and texts may be silent for longer: some libraries let no other thread run meanwhile."""
 MOST_FAILED_BUILDS = 3
 """So often in a row a worker may die while it loads the sources; then it is given up."""
-PATIENCE_SECONDS = 60
-"""After so long without any event the log says what is waited for."""
-OBJECT_STORE_BYTES = 128 << 20
-"""Recipes and scores are all that travels, so Ray need not set aside a third of the memory."""
-EVIDENCE_CHARACTERS = 300
-"""Of what Ray says of one death."""
+PATIENCE_SECONDS = 60.0
+"""After so long without any worker the log says what is waited for."""
+LOOKING_SECONDS = 2.0
+"""How often the pool looks which nodes there are."""
 
 
-class _Actor:
-    """What runs in a Ray worker process."""
+@dataclass(eq=False)
+class _Worker:
+    """One actor, and the call that it has to answer: where it is, that it has loaded the sources, a task's outcome.
 
-    def __init__(self, spec: EvaluatorSpec) -> None:
-        self._evaluator: TrialEvaluator | None = None
-        self._problem = ""
-        # Tokenizers have a thread pool beside torch's, made when they are first used: of all cores, unless told.
-        os.environ.setdefault("RAYON_NUM_THREADS", str(spec.threads))
-        try:
-            self._evaluator = TrialEvaluator(spec)
-        except MergesearchError as error:
-            self._problem = str(error)
+    Attributes:
+        name: of the worker; its successors bear it, too.
+        actor: Ray's handle.
+        call: what it has to answer; None while it is idle.
+        node: where it is; empty while it waits for a node with room for it.
+        pid: its process there.
+        loaded: it has loaded the sources.
+        task: what it is evaluating.
+        ping: a further call, which it answers whatever else it does.
+        silent: for how long it has answered nothing while it was listened to, in seconds.
+    """
 
-    def ready(self) -> tuple[int, str]:
-        """The process id, once the sources are loaded, and why they cannot be (empty when they are)."""
-        return os.getpid(), self._problem
-
-    def evaluate(self, task: Task | ScreeningTask, worker: str) -> Outcome:
-        """What became of the task."""
-        assert self._evaluator is not None
-        return attempt(self._evaluator, task, worker)
+    name: str
+    actor: Any
+    call: Any
+    node: str = ""
+    pid: int = 0
+    loaded: bool = False
+    task: Task | ScreeningTask | None = None
+    ping: Any = None
+    silent: float = 0.0
 
 
 class RayPool(WorkerPool):
-    """Up to `count` actors as workers.
+    """Actors as workers: `count` of them, or as many as the cluster has room for at any time (`auto`).
 
     They run on an existing cluster (`address`), on the one that this process is connected to, or on one that is
-    started on this machine and ends with the pool.
+    started on this machine and ends with the pool. The pool is open as soon as one worker has loaded the sources; the
+    others join when they have. At an `address`, workers without room wait for nodes, which an autoscaler may add.
 
     Ray is asked to deliver each call at most once and to rebuild nothing: an actor that dies is replaced here, and
-    whether its trial is tried again is the controller's decision. The pool is open as soon as one worker has
-    loaded the sources; the others join when they have.
+    whether its trial is tried again is the controller's decision. So is one that answers no ping for a lease, because
+    its process was stopped or its machine hangs: it is killed, and what it answers after all is never heard.
+
+    Args:
+        spec: what workers evaluate with.
+        count: how many.
+        address: an existing cluster.
+        gpus: of every worker, where merges are evaluated on a CUDA device.
+        memory: bytes that every worker takes of its node's memory; Ray puts no more on a node than it has. 0 leaves
+            memory out of account.
+
+    Attributes:
+        lease: after so many seconds without an answer a worker has lost its task.
 
     Raises:
-        WorkerError: no cluster at `address`, too few CPUs or GPUs for the actors, or no worker can load the
-            sources.
+        WorkerError: no cluster at `address`, too few CPUs or GPUs for the workers where no node can be waited for, or
+            no worker can load the sources.
     """
 
-    def __init__(self, spec: EvaluatorSpec, count: int, *, address: str | None = None) -> None:
-        self._started_here = not ray.is_initialized()
-        self._actors: dict[str, Any] = {}
-        self._building: dict[Any, str] = {}
-        self._running: dict[Any, tuple[str, Task | ScreeningTask]] = {}
+    def __init__(
+        self,
+        spec: EvaluatorSpec,
+        count: int | Literal["auto"],
+        *,
+        address: str | None = None,
+        gpus: int = 1,
+        memory: int = 0,
+    ) -> None:
+        self._spec, self._files, self._count = spec, files_named(spec), count
+        self._request = Request(spec.threads, gpus if spec.evaluation.device.startswith("cuda") else 0, memory)
+        self.lease = float(os.environ.get("MERGESEARCH_LEASE_SECONDS") or LEASE_SECONDS)
+        self._workers: dict[str, _Worker] = {}
+        self._names = (f"ray-{i}" for i in itertools.count())
         self._failed_builds: dict[str, int] = {}
-        self._pids: dict[str, int] = {}
-        self._spec = spec
+        self._given_up = 0
+        self._next_ping = self._next_look = 0.0
+        self._next_warning = time.monotonic() + PATIENCE_SECONDS
+        self._started_here = not ray.is_initialized()
         if self._started_here:
-            _connect(address, count, spec.threads)
+            connect(address, 1 if count == "auto" else count * spec.threads)
         try:
-            resources: dict[str, Any] = {"num_cpus": spec.threads}
-            if spec.evaluation.device.startswith("cuda"):
-                resources["num_gpus"] = 1
-            _check_resources(count, resources)
-            self._actor_class = ray.remote(max_restarts=0, max_task_retries=0, **resources)(_Actor)
-            for i in range(count):
-                self._build(f"ray-{i}")
+            self._actor_class = ray.remote(
+                max_restarts=0, max_task_retries=0, concurrency_groups={"pings": 1}, **self._request.options
+            )(RayWorker)
+            if address is None:
+                check_room(1 if count == "auto" else count, self._request)
+            for _ in range(self._wanted()):
+                self._start(next(self._names))
+            if room(self._request) < len(self._workers):
+                self._warn()
             while not self.free:
                 self.wait()
         except BaseException:
@@ -100,177 +128,189 @@ class RayPool(WorkerPool):
     @property
     def idle(self) -> tuple[str, ...]:
         """Workers that have loaded the sources and have no task."""
-        busy = {name for name, _ in self._running.values()} | set(self._building.values())
-        return tuple(name for name in self._actors if name not in busy)
+        return tuple(w.name for w in self._workers.values() if w.call is None)
 
     @property
     def pids(self) -> dict[str, int]:
         """Process id, on its own machine, of every worker that has loaded the sources."""
-        building = set(self._building.values())
-        return {name: pid for name, pid in self._pids.items() if name not in building}
+        return {w.name: w.pid for w in self._workers.values() if w.loaded}
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """Workers that wait for a node with room for them."""
+        return tuple(w.name for w in self._workers.values() if not w.node)
 
     def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         """Send the task to an idle worker."""
-        name = worker or self.idle[0]
-        self._running[self._actors[name].evaluate.remote(task, name)] = (name, task)
-        return name
+        chosen = self._workers[worker or self.idle[0]]
+        chosen.task, chosen.call = task, chosen.actor.evaluate.remote(task, chosen.name)
+        return chosen.name
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
-        """Block until a worker answers, dies or has been rebuilt, or for a while."""
-        pending = [*self._running, *self._building]
-        assert pending
+        """Block until tasks have outcomes, until a further worker is idle, or for `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        assert end is not None or any(w.call is not None for w in self._workers.values())
+        before = set(self.idle)
         while True:
-            done, _ = ray.wait(pending, num_returns=1, timeout=min(PATIENCE_SECONDS, timeout or PATIENCE_SECONDS))
-            if done or timeout is not None:
-                break
-            if self._building and not self._running:
-                cpus = ray.available_resources().get("CPU", 0)
-                names = ", ".join(self._building.values())
-                logger.warning("waiting for %s to start and load the sources; %g CPUs are free", names, cpus)
-        outcomes = []
-        for reference in done:
-            if reference in self._building:
-                self._built(reference)
-            else:
-                outcomes.append(self._outcome(reference))
-        return outcomes
+            left = self.lease if end is None else max(0.0, end - time.monotonic())
+            outcomes = self._turn(min(left, self.lease / PINGS_PER_LEASE, LOOKING_SECONDS))
+            if outcomes or set(self.idle) - before or (end is not None and time.monotonic() >= end):
+                return outcomes
 
     def close(self) -> None:
         """End the actors; end Ray too where this pool started it."""
         if ray.is_initialized():
-            for actor in self._actors.values():
-                _kill(actor)
+            for worker in self._workers.values():
+                kill(worker.actor)
             if self._started_here:
                 ray.shutdown()
-        for known in (self._actors, self._building, self._running, self._pids):
-            known.clear()
+        self._workers.clear()
         self._started_here = False
 
-    def _outcome(self, reference: Any) -> Outcome:
-        name, task = self._running.pop(reference)
+    def _turn(self, seconds: float) -> list[Outcome]:
+        """Listen for so long, or until something is heard, and do what has to be done about it."""
+        outcomes = self._look_at_nodes()
+        self._send_pings()
+        waited = [(w.call, w) for w in self._workers.values() if w.call is not None]
+        waited += [(w.ping, w) for w in self._workers.values() if w.ping is not None]
+        started = time.monotonic()
+        answered: set[Any] = set()
+        if waited:
+            references = [reference for reference, _ in waited]
+            if ray.wait(references, num_returns=1, timeout=seconds)[0]:
+                answered = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
+        else:
+            time.sleep(seconds)
+        # Only time in which this process listened: it may itself have been stopped, and its workers are not to blame.
+        listened = min(time.monotonic() - started, seconds)
+        outcomes += [self._hear(w, reference) for reference, w in waited if reference in answered]
+        for worker in [w for w in self._workers.values() if w.node]:
+            worker.silent += listened
+            lease = self.lease if worker.loaded else LEASES_TO_LOAD * self.lease
+            if worker.silent > lease:
+                why = f"{worker.name} answered nothing for {lease:g} seconds (pid: {worker.pid})"
+                outcomes.append(self._lost(worker, f"{why}: it was stopped, or its machine hangs"))
+        if self.pids:
+            self._next_warning = time.monotonic() + PATIENCE_SECONDS
+        elif time.monotonic() > self._next_warning:
+            self._warn()
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _hear(self, worker: _Worker, reference: Any) -> Outcome | None:
+        """A worker has answered a call or a ping, or Ray says why it never will."""
+        if self._workers.get(worker.name) is not worker:
+            return None  # it was lost with its other call
         try:
-            outcome: Outcome = ray.get(reference)
-        except RayTaskError as error:  # what travels could not be read; the worker itself is well
-            return Outcome(task, name, failure=_evidence(error))
+            answer = ray.get(reference)
+        except RayTaskError as error:  # what travels could not be read, or our own code failed; the worker is well
+            return self._stumbled(worker, error)
         except RayError as error:  # not only RayActorError: Ray also ends workers when memory runs out
-            logger.warning("worker %s died during %s", name, task)
-            evidence = f"{name} died: {_evidence(error)}"
-            self._rebuild(name)
-            return Outcome(task, name, failure=evidence, worker_died=True)
-        return outcome
+            if reference is worker.ping and not isinstance(error, ActorDiedError):
+                worker.ping = None  # unreachable for the moment: the lease decides for how long
+                return None
+            return self._lost(worker, f"{worker.name} died: {evidence(error)}", error)
+        worker.silent = 0.0
+        if reference is worker.ping:
+            worker.ping = None
+        elif not worker.node:
+            worker.node, worker.pid = answer
+            worker.call = worker.actor.load.remote(self._spec_for(worker.node), self._files)
+        elif not worker.loaded:
+            worker.call = None
+            worker.loaded = not answer
+            if answer:
+                self._give_up(worker, answer)
+            else:
+                self._failed_builds.pop(worker.name, None)
+        else:
+            worker.call = worker.task = None
+            outcome: Outcome = answer
+            return outcome
+        return None
 
-    def _build(self, name: str) -> None:
-        actor = self._actor_class.remote(self._spec)
-        self._actors[name] = actor
-        self._building[actor.ready.remote()] = name
+    def _stumbled(self, worker: _Worker, error: RayTaskError) -> Outcome | None:
+        if worker.task is None:  # nothing but a defect of ours, or of the node's installation, fails here
+            self._give_up(worker, evidence(error))
+            return None
+        task, worker.call, worker.task = worker.task, None, None
+        return Outcome(task, worker.name, failure=evidence(error))
 
-    def _rebuild(self, name: str) -> None:
+    def _lost(self, worker: _Worker, why: str, error: RayError | None = None) -> Outcome | None:
+        """Replace a worker, unless it dies too often while it loads; its task comes back."""
+        if not worker.loaded and not self._node_left(worker, error):
+            self._failed_builds[worker.name] = self._failed_builds.get(worker.name, 0) + 1
+        if self._failed_builds.get(worker.name, 0) >= MOST_FAILED_BUILDS:
+            self._give_up(worker, why)
+            return None
+        logger.warning("worker %s; another one takes its place", why)
         # A worker that was only unreachable must not go on beside its successor.
-        _kill(self._actors[name])
-        self._build(name)
+        kill(worker.actor)
+        self._start(worker.name)
+        return None if worker.task is None else Outcome(worker.task, worker.name, failure=why, worker_died=True)
 
-    def _built(self, reference: Any) -> None:
-        """A worker is ready, or has failed to become so: try again, give it up, or raise for the last one."""
-        name = self._building.pop(reference)
-        tries = self._failed_builds[name] = self._failed_builds.get(name, 0) + 1
-        try:
-            self._pids[name], problem = ray.get(reference)
-        except RayError as error:
-            problem = f"{name} died: {_evidence(error)}"
-            if tries < MOST_FAILED_BUILDS:
-                logger.warning("loading the sources, worker %s; trying again", problem)
-                self._rebuild(name)
-                return
-        if not problem:
-            self._failed_builds[name] = 0
-            return
-        logger.error("worker %s is given up, it cannot load the sources: %s", name, problem)
-        _kill(self._actors.pop(name))
-        if not self._actors:
+    def _node_left(self, worker: _Worker, error: RayError | None) -> bool:
+        """Whether a worker died with its node, or was about to come to one that died."""
+        if worker.node:
+            return worker.node not in nodes()
+        return "node has died" in str(error)
+
+    def _give_up(self, worker: _Worker, problem: str) -> None:
+        logger.error("worker %s is given up, it cannot load the sources: %s", worker.name, problem)
+        kill(self._workers.pop(worker.name).actor)
+        self._given_up += 1
+        if not self._workers:
             raise WorkerError(
                 f"no Ray worker can load the sources: {problem}\n"
                 "Mend the cause and run the same command again; what is recorded stays."
             )
 
+    def _start(self, name: str) -> None:
+        actor = self._actor_class.remote()
+        self._workers[name] = _Worker(name, actor, call=actor.locate.remote())
 
-def _connect(address: str | None, count: int, threads: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray otherwise warns that it will stop hiding GPUs from actors that ask for none.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        with _sigterm_kept():
-            if address is None:
-                cpus = max(count * threads, os.cpu_count() or 1)
-                with _loopback_only():
-                    ray.init(
-                        address="local",  # not the cluster that RAY_ADDRESS names: nobody asked for it
-                        num_cpus=cpus,
-                        include_dashboard=False,
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        logging_level=logging.WARNING,
-                        log_to_driver=False,
-                    )
-            else:
-                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"at {address!r}" if address else "on this machine"
-        remedy = "Look at it: ray status" if address else "See the log in /tmp/ray/session_latest/logs"
-        raise WorkerError(f"no Ray cluster {where}: {_evidence(error)}. {remedy}") from error
+    def _wanted(self) -> int:
+        """How many workers there should be now. One waits even where there is no room: it makes an autoscaler act."""
+        return max(1, room(self._request) - self._given_up) if self._count == "auto" else self._count
 
+    def _look_at_nodes(self) -> list[Outcome | None]:
+        """Miss the workers of nodes that have left; with `auto`, have as many as there is room for now."""
+        if time.monotonic() < self._next_look:
+            return []
+        self._next_look = time.monotonic() + LOOKING_SECONDS
+        there = nodes()
+        left = [w for w in self._workers.values() if w.node and w.node not in there]
+        outcomes = [self._lost(w, f"{w.name} (pid: {w.pid}) is gone: its node has left the cluster") for w in left]
+        wanted = self._wanted() if self._count == "auto" else len(self._workers)
+        while len(self._workers) < wanted:
+            self._start(next(self._names))
+        for name in self.pending[::-1][: max(0, len(self._workers) - wanted)]:
+            kill(self._workers.pop(name).actor)
+        return outcomes
 
-@contextmanager
-def _loopback_only() -> Iterator[None]:
-    """A cluster that Ray starts meanwhile listens on the loopback address, out of reach of other machines.
+    def _send_pings(self) -> None:
+        if time.monotonic() < self._next_ping:
+            return
+        self._next_ping = time.monotonic() + self.lease / PINGS_PER_LEASE
+        for worker in self._workers.values():
+            if worker.node and worker.ping is None:
+                worker.ping = worker.actor.ping.options(concurrency_group="pings").remote()
 
-    On macOS and Windows that is Ray's default. On Linux it listens on all interfaces, and `_node_ip_address` is
-    no help: Ray puts the machine's outer address in place of 127.0.0.1.
-    """
-    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    if before is None:
-        logger.warning("this version of Ray cannot be kept from listening on all network interfaces")
-        yield
-        return
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    def _spec_for(self, node: str) -> EvaluatorSpec:
+        """What a worker is told, with the number of those that share its machine."""
+        fitting = self._request.fitting(nodes().get(node, {}))
+        workers = fitting if self._count == "auto" else min(fitting, self._count)
+        return replace(self._spec, workers=max(1, workers))
 
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM over and ends the process with code 1; ours goes on meaning what it meant."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-def _check_resources(count: int, resources: dict[str, Any]) -> None:
-    there = ray.cluster_resources()
-    for key, label in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
-        needed = count * resources.get(key, 0)
-        if needed > there.get(label, 0):
-            raise WorkerError(
-                f"{count} workers need {needed:g} {label}s, the Ray cluster has {there.get(label, 0):g}. "
-                "Lower `workers.count` or `workers.threads`."
+    def _warn(self) -> None:
+        """Say what is waited for."""
+        self._next_warning = time.monotonic() + PATIENCE_SECONDS
+        loading = [w.name for w in self._workers.values() if w.node and not w.loaded]
+        if self.pending:
+            logger.warning(
+                "%s: waiting for nodes with room, %s each; the cluster has room for %d such workers (ray status)",
+                ", ".join(self.pending),
+                self._request,
+                room(self._request),
             )
-
-
-def _kill(actor: Any) -> None:
-    with suppress(RayError, ValueError):  # it is dead already
-        ray.kill(actor, no_restart=True)
-
-
-def _evidence(error: BaseException) -> str:
-    """What Ray says of an error in one line, without its list of things that might have been the cause."""
-    said = " ".join(line.strip() for line in str(error).splitlines())
-    for noise in ("The actor died unexpectedly before finishing this task.", "class_name: _Actor"):
-        said = said.replace(noise, "")
-    said = re.split(r"Some common causes|There are some potential root causes", said)[0]
-    said = re.sub(r"\b(actor_id|namespace): \S+", "", said)
-    return " ".join(said.split())[:EVIDENCE_CHARACTERS] or type(error).__name__
+        if loading:
+            logger.warning("%s: loading the sources", ", ".join(loading))

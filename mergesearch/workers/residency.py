@@ -10,7 +10,7 @@ What is merged is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -64,6 +64,20 @@ def choose_residency(
     if cuda and locked <= LOCKED_SHARE * host:
         return "pinned", f"{small}, {_gib(locked)} GiB fit into {LOCKED_SHARE:.0%} of the host's"
     return "mapped", small + (f", nor {_gib(locked)} GiB into {LOCKED_SHARE:.0%} of the host's" if cuda else "")
+
+
+def room_for_sources(bytes_at: Mapping[str, int], device: str, working: int) -> int:
+    """Bytes of sources that fit on a worker's devices beside everything else, in the proportion they would lie there.
+
+    Args:
+        bytes_at: by device, of all sources.
+        device: where they are looked for if there are none.
+        working: bytes that everything else takes on each.
+    """
+    total = sum(bytes_at.values())
+    if not total:
+        return free_memory(device) - working
+    return min((free_memory(there) - working) * total // n for there, n in bytes_at.items() if n)
 
 
 def page_locked(tensors: Iterable[int]) -> int:

@@ -116,6 +116,7 @@ def test_plan_as_table_and_json(tiny: TinyStudy) -> None:
         "alpha.segment_2",
         "batches",
         "sources: mapped (",
+        "strategy: random; scored by ndcg@10, every trial whole",
         "search space: 9 points; trials: 5",
     ):
         assert part in answer.out
@@ -335,3 +336,50 @@ except KeyboardInterrupt:
         program = script.replace("{delay}", str(delay))
         finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert finished.stdout == "heard\n", finished.stderr
+
+
+def test_notes_are_said_once(fresh: TinyStudy) -> None:
+    few = "dev queries are few"
+    assert few in mergesearch("run", fresh.file).out
+    assert few not in mergesearch("run", fresh.file, "--trials", 6).out
+    assert few in mergesearch("validate", fresh.file).out
+
+
+def test_optunas_tools_call_the_value_by_its_metric(tiny: TinyStudy) -> None:
+    import optuna
+
+    study = optuna.load_study(study_name="tiny", storage=tiny.storage)
+    assert study.metric_names == ["ndcg@10"]
+    study._storage.remove_session()
+    engine = study._storage._backend.engine  # type: ignore[attr-defined]
+    with engine.begin() as connection:  # as a database of an earlier version
+        connection.exec_driver_sql("DELETE FROM study_system_attributes WHERE key = 'study:metric_names'")
+    assert study.metric_names is None
+    assert mergesearch("run", tiny.file).code == 0
+    assert study.metric_names == ["ndcg@10"]
+    study._storage.remove_session()
+    engine.dispose()
+    command = ["best-trial", "--storage", tiny.storage, "--study-name", "tiny", "-f", "json"]
+    found = subprocess.run([PROGRAM.with_name("optuna"), *command], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["value"] == {"ndcg@10": study.best_value}
+    engine.dispose()
+
+
+def test_the_program_leaves_the_process_that_called_it_as_it_was() -> None:
+    before = sys.unraisablehook, signal.getsignal(signal.SIGTERM)
+    for arguments in (["--help"], ["validate", "nowhere.yaml"]):
+        mergesearch(*arguments)
+        assert sys.unraisablehook is before[0]
+        assert signal.getsignal(signal.SIGTERM) is before[1]
+
+
+def test_a_strategys_options_are_checked_before_anything_is_loaded(fresh: TinyStudy) -> None:
+    strategy = {"name": "embedding_surrogate", "objective": "worst", "candidates": 1}
+    fresh.change("search", to={"strategy": strategy, "trials": 5})
+    for command in ("validate", "plan", "run"):
+        answer = mergesearch(command, fresh.file)
+        assert answer.code == 2
+        assert f"{fresh.line_of('objective:')}: objective: input should be 'lower_bound'" in answer.err
+        assert f"{fresh.line_of('candidates:')}: candidates: " in answer.err
+    assert not (fresh.folder / "study.db").exists()

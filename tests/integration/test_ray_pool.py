@@ -39,12 +39,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Futu
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Two CPUs for the workers that tests share and one for a test that needs a worker of its own."""
+    """Two CPUs for the workers that tests share and two for a test that needs workers of its own."""
     handler = signal.getsignal(signal.SIGTERM)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
-        num_cpus=3,
+        num_cpus=4,
         include_dashboard=False,
         object_store_memory=128 << 20,
         log_to_driver=False,
@@ -89,7 +89,7 @@ def pool(shared: list[RayPool], study: Study) -> Iterator[RayPool]:
 
 def wait_for_workers(pool: RayPool, count: int = 2) -> None:
     while pool.free < count:
-        assert pool.wait() == []
+        assert pool.wait(timeout=PATIENCE_SECONDS) == []
 
 
 def recipes(study: Study) -> list[MergeRecipe]:
@@ -120,6 +120,12 @@ def alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):  # and another process with its number is another one
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    with suppress(psutil.NoSuchProcess):
+        return process.environ()
+    return {}
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
@@ -169,7 +175,7 @@ class DeadlyPool(WorkerPool):
         return name
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
-        return self.pool.wait()
+        return self.pool.wait(timeout)
 
     def close(self) -> None:
         """The pool goes on for others."""
@@ -247,6 +253,44 @@ def test_a_trial_that_kills_more_workers_than_allowed_fails_with_the_evidence(
     wait_for_workers(pool)
 
 
+def test_a_worker_that_is_stopped_loses_its_trial_and_is_replaced_and_what_it_says_later_is_not_heard(
+    study: Study, pool: RayPool
+) -> None:
+    wanted, usual = recipes(study), pool.lease
+    name = pool.idle[0]
+    stopped = psutil.Process(pool.pids[name])
+    stop(stopped)
+    task = Task(0, wanted[0])
+    assert pool.submit(task, name) == name
+    assert pool.wait(timeout=0) == []  # nobody is given up who was not listened to
+    pool.lease = 2.0  # for him alone: whoever loads models on a busy machine may be silent for longer
+    try:
+        (outcome,) = pool.wait()
+    finally:
+        pool.lease = usual
+        with suppress(psutil.NoSuchProcess):
+            stopped.resume()  # he may finish, now
+    assert (outcome.task, outcome.worker, outcome.worker_died) == (task, name, True)
+    assert f"{name} answered nothing for 2 seconds (pid: {stopped.pid})" in (outcome.failure or "")
+    found = evaluate(pool, wanted)  # asserts that each comes back once
+    assert all(o.result is not None for o in found.values())
+    wait_for_workers(pool)
+    assert stopped.pid not in pool.pids.values()
+    assert gone([stopped])
+
+
+def test_a_worker_that_stays_stopped_is_killed_all_the_same(study: Study, pool: RayPool) -> None:
+    name = pool.idle[0]
+    stopped = psutil.Process(pool.pids[name])
+    stop(stopped)
+    usual, pool.lease = pool.lease, 2.0
+    while pool.pids.get(name) == stopped.pid:  # though it has no trial
+        assert pool.wait(timeout=0.1) == []
+    pool.lease = usual
+    assert gone([stopped])
+    wait_for_workers(pool)
+
+
 def test_closing_with_work_in_flight_ends_at_once_and_leaves_no_worker(study: Study, pool: RayPool) -> None:
     processes = [psutil.Process(pid) for pid in pool.pids.values()]
     for number, recipe in enumerate(recipes(study)[:2]):
@@ -266,7 +310,7 @@ def threads_of(worker: Any) -> dict[str, int]:
 def test_a_worker_has_the_threads_of_its_share(cluster: None, study: Study) -> None:
     """Of torch, OpenMP, MKL and the tokenizers, whatever OMP_NUM_THREADS says (here 1, in tests)."""
     with RayPool(replace(study.evaluator_spec(), threads=2), 1) as pool:
-        found = ray.get(pool._actors["ray-0"].__ray_call__.remote(threads_of))
+        found = ray.get(pool._workers["ray-0"].actor.__ray_call__.remote(threads_of))
     assert {"omp_get_max_threads", "rayon"} <= found.keys()
     assert set(found.values()) == {2}
 
@@ -280,8 +324,14 @@ def test_sources_that_cannot_be_loaded_end_the_pool_with_the_reason(
         RayPool(spec, 1)
 
 
+def test_a_folder_that_its_node_lacks_is_named(cluster: None, study: Study, tmp_path: Path) -> None:
+    spec = replace(study.evaluator_spec(), folders={**study.folders, "domain": tmp_path / "elsewhere"})
+    with pytest.raises(WorkerError, match=r"node \S+ \([\d.]+\) has no '.*/elsewhere', which source 'domain'"):
+        RayPool(spec, 1)
+
+
 def test_more_workers_than_cpus_are_refused(cluster: None, study: Study) -> None:
-    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 3.*workers\.count"):
+    with pytest.raises(WorkerError, match=r"12 CPUs, the Ray cluster has 4.*workers\.count"):
         RayPool(replace(study.evaluator_spec(), threads=4), 3)
 
 
@@ -296,6 +346,9 @@ def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: 
     addresses = listening([psutil.Process(command.pid), *descendants])
     assert addresses
     assert all(map(is_loopback, addresses)), addresses
+    modes = {environment(p).get("RAY_AUTH_MODE") for p in descendants if "raylet" in p.name()}
+    assert modes == {"token"}
+    assert "authentication" not in command.output  # there is nothing to be warned of
     code = command.signal(number)
     assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), command.output
     assert gone(descendants)

@@ -14,7 +14,7 @@ from mergesearch.errors import ResumeError
 from mergesearch.listener import Summary
 from mergesearch.resolving import load_study
 from mergesearch.search import registry
-from mergesearch.session import open_store, run_study
+from mergesearch.session import open_store, run_study, study_record
 from mergesearch.storage.store import StudyStore
 from tests.commands import Command, read_table, run_command
 from tests.tiny_studies import TinyStudy, copy_study, make_beir, make_study
@@ -93,8 +93,41 @@ def test_what_changes_scores_is_refused_with_every_difference(tiny: TinyStudy) -
     message = str(caught.value)
     for path in ("seed: 3 → 4", "evaluation.max_length.document", "evaluation.collections.made", "merge.groups"):
         assert path in message
+    assert "merge.coefficients: alpha.segment_2: " in message
+    assert "merge.space" not in message
     assert "another name" in message
     assert read_table(tiny.storage) == before
+
+
+def test_differences_have_the_names_of_the_study_file(tiny: TinyStudy) -> None:
+    run(tiny)
+    tiny.change("merge", "coefficients", "alpha", to={"low": 0, "high": 0.5})
+    with pytest.raises(ResumeError) as caught:
+        run(tiny)
+    lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
+    names = ("merge.coefficients: alpha.segment_1: high", "merge.coefficients: alpha.segment_2: high")
+    assert lines == [f"{name}: 1.0 → 0.5" for name in names]
+
+
+@pytest.mark.parametrize("spelled_out_first", [True, False])
+def test_an_option_at_its_default_makes_no_other_study(tiny: TinyStudy, spelled_out_first: bool) -> None:
+    """Whoever records it, and whatever an earlier version recorded of it."""
+    study = load_study(tiny.file)
+    plain, record = study.score_relevant(), study_record(study)
+    assert plain["merge"]["options"] == {}
+    assert plain["evaluation"]["normalize"] is None
+    options = {name: option.default for name, option in study.method.options.items()}
+    assert options
+    written = {**plain, "merge": {**plain["merge"], "options": options}}
+    lacking = {**plain, "evaluation": {k: v for k, v in plain["evaluation"].items() if k not in ("normalize", "dtype")}}
+    for other in (written, lacking):
+        stored, now = (other, plain) if spelled_out_first else (plain, other)
+        name = f"{tiny.folder.name}{len(str(other))}"
+        StudyStore.open(tiny.storage, name, replace(record, score_relevant=stored), exclusive=True).close()
+        StudyStore.open(tiny.storage, name, replace(record, score_relevant=now), exclusive=True).close()
+    changed = {**plain, "merge": {**plain["merge"], "options": {**options, "arithmetic": "other"}}}
+    with pytest.raises(ResumeError, match=r"merge\.options\.arithmetic"):
+        StudyStore.open(tiny.storage, name, replace(record, score_relevant=changed), exclusive=True)
 
 
 def test_another_order_of_collections_is_refused(tiny: TinyStudy) -> None:

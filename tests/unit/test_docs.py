@@ -13,7 +13,15 @@ from mergesearch.study_checks import check_file
 from mergesearch.study_file import parse_study_text
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/search.md", "docs/racing.md", "docs/speed.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/search.md",
+    "docs/racing.md",
+    "docs/speed.md",
+    "docs/memory.md",
+]
 
 
 def blocks(page: str, language: str) -> list[str]:

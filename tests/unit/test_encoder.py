@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergesearch.errors import EvaluationError, SourceError
+from mergesearch.errors import EvaluationError, MemoryFullError, SourceError
 from mergesearch.evaluation.encoder import open_encoder
 from tests.tiny_models import KINDS, make_tiny, make_variant
 
@@ -253,17 +253,33 @@ def test_a_batch_out_of_memory_is_split_and_reported(
     plan = encoder.plan(["graph node"] * 10 + ["a longer text"] * 3, "document")
     assert [len(batch) for batch in plan.batches] == [3, 10]
     expected = encoder.encode(plan)
-    assert encoder.notes == []
+    assert (encoder.notes, encoder.out_of_memory) == ([], 0)
     fails_beyond(encoder, 4, monkeypatch)
     assert torch.allclose(encoder.encode(plan), expected, atol=1e-6)
-    assert [note.split(" did")[0] for note in encoder.notes] == [
-        "a batch of 10 × 4 tokens",
-        "a batch of 5 × 4 tokens",
-        "a batch of 5 × 4 tokens",
+    assert encoder.out_of_memory == 2
+    assert [note for note in encoder.notes if note.startswith("memory ran out")] == [
+        "memory ran out over a batch of 10 × 4 tokens",
+        "memory ran out over a batch of 5 × 4 tokens",
     ]
     fails_beyond(encoder, 0, monkeypatch)
-    with pytest.raises(EvaluationError, match="a single text of 10 tokens"):
+    with pytest.raises(MemoryFullError, match="a single text of 10 tokens"):
         encoder.encode(plan)
+
+
+def test_what_did_not_fit_once_is_split_at_once_ever_after(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every trial would run into every wall anew."""
+    encoder = open_encoder(tiny("bert"))
+    plan = encoder.plan(["graph node"] * 32, "document", batch_tokens=64)
+    assert [len(batch) for batch in plan.batches] == [16, 16]
+    fails_beyond(encoder, 5, monkeypatch)
+    first = encoder.encode(plan)
+    assert (encoder.most_tokens, encoder.out_of_memory) == (16, 2)
+    encoder.notes.clear()
+    assert torch.equal(encoder.encode(plan), first)
+    assert encoder.out_of_memory == 2
+    assert {note.split(":")[0] for note in encoder.notes} == {"a batch was split"}
 
 
 def test_other_failures_are_not_taken_for_lack_of_memory(

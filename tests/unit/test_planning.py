@@ -12,7 +12,7 @@ import torch
 
 from mergesearch import memory_planning, planning, token_counts
 from mergesearch.errors import MemoryPlanError, StudyFileError
-from mergesearch.memory_planning import check_memory, memory_plan
+from mergesearch.memory_planning import check_memory, memory_plan, worker_memory
 from mergesearch.planning import make_plan
 from mergesearch.resolving import load_study
 from mergesearch.token_counts import count_tokens
@@ -120,6 +120,19 @@ def test_every_worker_counts_its_own_copy_of_the_sources(tiny: TinyStudy) -> Non
     own = memory_plan(load_study(tiny.change("workers", "residency", to="device").file))
     assert (own.residency, own.sources, own.mapped) == ("device", mapped.mapped, 0)
     assert own.needed == mapped.needed + 3 * mapped.mapped
+
+
+def test_what_a_worker_needs_elsewhere_is_what_the_plan_says_of_one_here(tiny: TinyStudy) -> None:
+    workers = {"kind": "ray", "count": 3, "device": "cpu", "prefix_cache": "off"}
+    study = load_study(tiny.change("workers", to=workers).file)
+    plan = memory_plan(study)
+    assert 3 * worker_memory(study) == plan.needed - plan.study
+    own = load_study(tiny.change("workers", "residency", to="device").file)
+    assert worker_memory(own) == worker_memory(study) + plan.mapped
+    roomy = load_study(tiny.change("workers", "residency", to=None).change("workers", "prefix_cache", to="auto").file)
+    assert worker_memory(roomy) == worker_memory(study)  # it takes what is left
+    on_gpus = load_study(tiny.change("workers", to={"kind": "ray", "count": "auto", "device": "cuda"}).file)
+    assert worker_memory(on_gpus) == plan.libraries + plan.model + plan.texts  # though there is none here
 
 
 GPU, HOST = 1 << 33, 1 << 34
@@ -237,3 +250,44 @@ def test_a_plan_is_plain_json(tiny: TinyStudy) -> None:
     assert json.loads(json.dumps(plan)) == plan
     assert plan["space"] == {"alpha.segment_1": "0, 0.5, 1", "alpha.segment_2": "0, 0.5, 1"}
     assert (plan["trials"], plan["grid_points"]) == (5, 9)
+
+
+def test_a_plan_says_how_is_searched_and_what_may_end_early(tiny: TinyStudy) -> None:
+    strategy = {"name": "embedding_surrogate", "patience": 3}
+    tiny.change("search", to={"strategy": strategy, "trials": 7, "racing": {"looks": [0.25, 0.5]}})
+    summary = make_plan(load_study(tiny.file)).summary()
+    assert "strategy: embedding_surrogate (objective lower_bound, patience 3); scored by" in summary
+    assert "scored by ndcg@10, raced: trials may be stopped after 25%, 50% of the queries" in summary
+    assert "trials: at most 7" in summary
+    timed = make_plan(load_study(tiny.change("search", to={"strategy": "random", "trials": 7, "minutes": 1.0}).file))
+    assert "trials: at most 7" in timed.summary()
+    plain = make_plan(load_study(tiny.change("search", to={"strategy": "random", "trials": 7}).file))
+    assert "trials: 7;" in plain.summary()
+
+
+def test_memory_counts_the_embeddings_that_predictions_are_made_from(tiny: TinyStudy) -> None:
+    without = memory_plan(load_study(tiny.file))
+    study = load_study(tiny.change("search", to={"strategy": "embedding_surrogate", "trials": 7}).file)
+    with_banks = memory_plan(study)
+    (collection,) = study.collections
+    rows = len(collection.query_ids) + len(collection.doc_ids)
+    assert without.banks == 0
+    assert with_banks.banks >= 2 * 7 * rows * study.layout.hidden_size * 2  # in float16, held and stacked
+    assert with_banks.needed == without.needed + with_banks.banks
+    assert any(row[0] == "banks" for _, _, rows in make_plan(study).tables() for row in rows)
+
+
+def test_memory_of_several_gpus_is_that_of_the_fullest(tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [1 << 40, 1 << 39, 1 << 41]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (gpus[d.index or 0], 1 << 42))
+    one = memory_plan(load_study(tiny.change("workers", to={"device": "cuda", "residency": "device"}).file))
+    study = load_study(tiny.change("workers", "gpus", to=2).file)
+    two = memory_plan(study)
+    assert (one.gpus, two.gpus) == (1, 2)
+    assert (one.available, two.available) == (1 << 40, 1 << 39)
+    assert one.model / 2 <= two.model < one.model
+    assert two.sources / two.model == pytest.approx(one.sources / one.model, rel=1e-3)
+    assert (two.workspace, two.batches, two.prefixes) == (one.workspace, one.batches, 0)
+    with pytest.raises(MemoryPlanError, match="asks for more CUDA GPUs than the 3"):
+        memory_plan(load_study(tiny.change("workers", "gpus", to=4).file))

@@ -210,7 +210,9 @@ def test_what_is_kept_gives_way_before_a_batch_is_split(
 
     monkeypatch.setattr(Encoder, "_forward", full)
     found = made.encode("aaab", reuse=True)
-    assert made.encoder.notes == []
+    assert "hidden states of earlier trials were given up for want of memory" in made.encoder.notes
+    assert made.encoder.most_tokens is None
+    assert made.encoder.out_of_memory > 0
     monkeypatch.undo()
     assert torch.equal(found, made.encode("aaab", reuse=False))
 

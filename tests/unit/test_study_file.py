@@ -227,6 +227,15 @@ def test_memory_without_one_is_refused(written: str) -> None:
     assert "'auto', 'off' or memory such as '2GB' or '500MB'" in found or "text" in found
 
 
+def test_workers_are_a_number_or_as_many_as_there_is_room_for() -> None:
+    assert parse(f"{GOOD}workers: {{kind: ray, count: 3}}\n").content.workers.count == 3
+    assert parse(f"{GOOD}workers: {{kind: ray, count: auto, gpus: 2}}\n").content.workers.count == "auto"
+    for wrong in ("0", "many", "1.5", "true"):
+        (found,) = lines(f"{GOOD}workers: {{kind: ray, count: {wrong}}}\n")
+        assert "workers.count: expected" in found
+        assert "'auto'" in found
+
+
 def test_yaml_that_is_not_sound_is_located() -> None:
     assert lines("study: [1\nsources: 2\n")[0].startswith("mine.yaml:2: not valid YAML")
     assert 'duplicate key "study"' in lines("study: a\nstudy: b\n")[0]
@@ -254,3 +263,20 @@ def test_which_database_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGESEARCH_STORAGE", "sqlite:///ours.db")
     assert storage_url(named) == "sqlite:///ours.db"
     assert storage_url(named, "sqlite:///option.db") == "sqlite:///option.db"
+
+
+def test_a_strategys_options_beside_the_strategy_are_shown_their_place() -> None:
+    found = spoilt("  strategy: tpe", "  strategy: embedding_surrogate\n  objective: mean\n  exploraton: 1")
+    assert "search.objective: is an option of embedding_surrogate: write it under `strategy`, as in" in found[0]
+    assert "{name: embedding_surrogate, objective: …}" in found[0]
+    assert found[0].startswith("mine.yaml:12:")
+    assert "search.exploraton: unknown key" in found[1]
+    (of_another,) = spoilt("  strategy: tpe", "  strategy: {name: tpe}\n  sigma0: 0.3")
+    assert "is an option of cmaes" in of_another
+
+
+def test_options_of_a_strategy_are_as_typed_as_the_file() -> None:
+    wrong = "{name: embedding_surrogate, candidates: true, exploration: .inf, objective: best, patience: 0}"
+    found = spoilt("  strategy: tpe", f"  strategy: {wrong}")
+    assert len(found) == 4
+    assert all("mine.yaml:11" in line for line in found)

@@ -74,6 +74,7 @@ class EmbeddingSurrogate(Strategy):
     paper = "https://doi.org/10.1002/9781119115151"
     exhausted_because = "no further merge promises a gain beyond the prediction's own error"
     needs_embeddings = True
+    ends_early = True
     Options = EmbeddingSurrogateOptions
     options: EmbeddingSurrogateOptions
 
