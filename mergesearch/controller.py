@@ -16,6 +16,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
 
@@ -129,11 +130,15 @@ class Controller:
         self._take_over()
         free, flying, news = self._pool.free, len(self._flight), False
         if wanted == "run" and free:
-            history = self._store.trials()
-            news = _extent(history) != self._seen
-            if (news or self._waiting) and self._dispatch_next(history, started):
-                return True
-            self._seen = _extent(history)
+            # Predictions take long, and the others are not to wait for them.
+            shy = self._summary.overtaken > 0 and not self._strategy.needs_embeddings
+            with self._store.turn() if shy else nullcontext():
+                history = self._store.trials()
+                extent = _extent(history)
+                news = extent != self._seen
+                if (news or self._waiting) and self._dispatch_next(history, started):
+                    return True
+            self._seen = extent
         if len(self._flight) < flying:
             return True  # trials ended while merges were predicted, which may have taught the strategy more
         if self._flight or not free:  # with no worker free, more may be left to do: one is being rebuilt
@@ -320,7 +325,7 @@ class Controller:
         self, fingerprint: str, history: Sequence[FrozenTrial], *, raced: bool
     ) -> tuple[int, TrialResult] | None:
         """What a trial of an equal recipe brought back; one that was stopped settles only those that may be stopped."""
-        if not any(t.state.is_finished() and t.user_attrs.get("recipe") == fingerprint for t in history):
+        if not any(t.user_attrs.get("recipe") == fingerprint and t.state.is_finished() for t in history):
             return None
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
@@ -470,8 +475,8 @@ class Controller:
 
 
 def _extent(history: Sequence[FrozenTrial]) -> tuple[int, int]:
-    """Trials begun, and of these ended."""
-    return len(history), sum(t.state.is_finished() for t in history)
+    """Trials begun, and of these running."""
+    return len(history), sum(t.state == TrialState.RUNNING for t in history)
 
 
 def _anchor_failures(history: Sequence[FrozenTrial]) -> Counter[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import StorageError
@@ -42,6 +42,9 @@ ATTRIBUTE_CHARACTERS = 4_000
 
 MOST_LATE_SHOWN = 10
 """Of a trial's late results, as attribute; all of them are kept."""
+
+TURN_SECONDS = 5
+"""So long a coordinator waits for its turn; a proposal takes a tenth of a second."""
 
 
 class Told(enum.Enum):
@@ -139,6 +142,22 @@ class StudyStore(StudyReader):
     def wanted(self) -> Wanted:
         """What was wanted of this coordinator at its last heartbeat."""
         return self._member.wanted
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, other coordinators that ask for a turn wait, so that what is thought of here is not overtaken.
+
+        A courtesy and no right: nobody waits for more than `TURN_SECONDS`, nor where there is nobody to wait for.
+        """
+        with ExitStack() as held:
+            if not self._database.is_sqlite:
+                with suppress(SQLAlchemyError):  # the one whose turn it is may hang
+                    connection = self._storage.engine.connect()
+                    held.callback(_let_go, connection)
+                    key = schema.advisory_key(f"turn:{self._row.uid}")
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{TURN_SECONDS}s'")
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+            yield
 
     @patient
     def begin(
@@ -440,6 +459,11 @@ class StudyStore(StudyReader):
             shown = [{"lease": k.epoch, "worker": k.worker, "value": k.value} for k in (*kept, late)]
             # Written past Optuna, which takes no attributes of trials that have ended.
             write_trial_attributes(session, trial.optuna_trial_id, {"late_results": shown[-MOST_LATE_SHOWN:]})
+
+
+def _let_go(connection: sa.Connection) -> None:
+    with suppress(SQLAlchemyError):  # a connection that is lost holds nothing
+        connection.close()
 
 
 def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:

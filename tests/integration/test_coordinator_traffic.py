@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from mergesearch import controller
 from mergesearch.controller import Controller
 from mergesearch.listener import Listener
 from mergesearch.session import open_store
+from mergesearch.storage import store as storage_store
 from mergesearch.storage.engine import Database
 from tests.benchmarks.coordinator_study import AtOnce, fill, study_of, with_search
+from tests.storage_helpers import open_store as open_recorded
 from tests.storage_optuna import check_reading
 
 if TYPE_CHECKING:
@@ -64,3 +69,26 @@ def test_trials_are_what_optuna_reads(postgres_url: str) -> None:
     check_reading(storage, study_id)
     storage.remove_session()
     storage.engine.dispose()
+
+
+def test_one_turn_at_a_time_but_nobody_waits_for_long(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    def take_turn() -> None:
+        with other.turn():
+            happened.append("other's turn")
+
+    with open_recorded(postgres_url) as store, open_recorded(postgres_url) as other:
+        with store.turn():
+            waiting = threading.Thread(target=take_turn)
+            waiting.start()
+            waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            with store._storage.engine.connect() as connection:
+                while not connection.execute(sa.text(waits)).scalar_one() and waiting.is_alive():
+                    time.sleep(0.01)
+            happened.append("end of the first")
+        waiting.join()
+        assert happened == ["end of the first", "other's turn"]
+        monkeypatch.setattr(storage_store, "TURN_SECONDS", 1)
+        with store.turn():
+            take_turn()
