@@ -16,7 +16,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import ESTIMATE_ATTR, QUERIES_ATTR, TrialResult
@@ -413,7 +413,8 @@ class StudyStore(StudyReader):
         row_id, trial_id = self._key(number)
 
         def write(session: Session, _trial: Any) -> None:
-            row = session.get_one(TrialRow, row_id, with_for_update=True)
+            needed = load_only(TrialRow.optuna_trial_id, TrialRow.lease_epoch)  # and not the recipe
+            row = session.get_one(TrialRow, row_id, options=[needed], with_for_update=True)
             if epoch is not None and row.lease_epoch != epoch:
                 raise _FencedError
             end(session, row)
