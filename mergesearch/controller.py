@@ -16,6 +16,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec
 
@@ -131,12 +132,17 @@ class Controller:
             self._summary.reason = "stopped, as was asked for"
             return False
         self._take_over()
-        history, flying = self._store.trials(), len(self._flight)
-        free, news = self._pool.free, _extent(history) != self._seen
-        if wanted == "run" and free and (news or self._waiting):
-            if self._dispatch_next(history, started):
-                return True
-            self._seen = _extent(history)
+        free, flying, news = self._pool.free, len(self._flight), False
+        if wanted == "run" and free:
+            # Predictions take long, and the others are not to wait for them.
+            shy = self._summary.overtaken > 0 and not self._strategy.needs_embeddings
+            with self._store.turn() if shy else nullcontext():
+                history = self._store.trials()
+                extent = _extent(history)
+                news = extent != self._seen
+                if (news or self._waiting) and self._dispatch_next(history, started):
+                    return True
+            self._seen = extent
         if len(self._flight) < flying:
             return True  # trials ended while merges were predicted, which may have taught the strategy more
         if self._flight or not free:  # with no worker free, more may be left to do: one is being rebuilt
@@ -194,6 +200,8 @@ class Controller:
 
     def _next_anchor(self, history: Sequence[FrozenTrial]) -> tuple[Anchor, int] | None:
         """The first anchor without a trial that has or may get a score, and its failures; one failure each time."""
+        if not self._anchors:
+            return None
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
         failures = _anchor_failures(history)
         while self._anchors:
@@ -287,7 +295,7 @@ class Controller:
         if self._is_held(fingerprint, history):
             return False
         raced = self._races(anchor=ANCHOR_ATTR in attrs)
-        known = self._known(fingerprint, raced=raced)
+        known = self._known(fingerprint, history, raced=raced)
         if known is not None:
             attrs, worker = {**attrs, "duplicate_of": known[0]}, None
         elif worker is None:
@@ -312,7 +320,7 @@ class Controller:
         for trial in self._waiting:
             if not self._is_held(trial.fingerprint, history):
                 self._waiting.remove(trial)
-                known = self._known(trial.fingerprint, raced=trial.raced)
+                known = self._known(trial.fingerprint, history, raced=trial.raced)
                 if known is not None:
                     self._share(trial, *known)
                     return True
@@ -328,8 +336,12 @@ class Controller:
     def _races(self, *, anchor: bool) -> bool:
         return self._rivals is not None and not anchor
 
-    def _known(self, fingerprint: str, *, raced: bool) -> tuple[int, TrialResult] | None:
+    def _known(
+        self, fingerprint: str, history: Sequence[FrozenTrial], *, raced: bool
+    ) -> tuple[int, TrialResult] | None:
         """What a trial of an equal recipe brought back; one that was stopped settles only those that may be stopped."""
+        if not any(t.user_attrs.get("recipe") == fingerprint and t.state.is_finished() for t in history):
+            return None
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
     def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial]) -> bool:
@@ -480,8 +492,8 @@ class Controller:
 
 
 def _extent(history: Sequence[FrozenTrial]) -> tuple[int, int]:
-    """Trials begun, and of these ended."""
-    return len(history), sum(t.state.is_finished() for t in history)
+    """Trials begun, and of these running."""
+    return len(history), sum(t.state == TrialState.RUNNING for t in history)
 
 
 def _anchor_failures(history: Sequence[FrozenTrial]) -> Counter[str]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 CoefficientValue = float | Mapping[str, float]
@@ -82,7 +83,7 @@ class MergeRecipe:
         sources = tuple(SourceRef(**s) for s in plain["sources"])
         return cls(**{**plain, "groups": groups, "sources": sources})
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what determines the weights; where the sources lay is not part of it."""
         return _digest({**self._content(), "groups": [asdict(group) for group in self.groups]})

@@ -148,13 +148,13 @@ def choose(study: Study, store: StudyStore) -> Choice:
     Raises:
         NothingScoredError: no trial has a score yet.
     """
-    distances = Distances(study)
+    distances, scored = Distances(study), store.scored()
     candidates = []
     for trial in scored_trials(store):
-        result = store.result(trial.number)
-        if result is None:  # another program ended it, with a value but without scores
+        if trial.number not in scored:  # another program ended it, with a value but without scores
             continue
-        distance, nearest = distances.nearest(store.recipe(trial.number))
+        recipe, result = scored[trial.number]
+        distance, nearest = distances.nearest(recipe)
         candidates.append(
             Candidate(
                 trial.number,
@@ -214,11 +214,12 @@ def pick(candidates: Sequence[Candidate]) -> Choice:
 
 def best_optimism(store: StudyStore) -> float | None:
     """`Choice.best_optimism` without the study's files; None where no trial has scores per query."""
-    scored = [(t, r.collections) for t in scored_trials(store) if (r := store.result(t.number)) is not None]
+    results = store.scored()
+    scored = [t for t in scored_trials(store) if t.number in results]
     if not scored:
         return None
-    scored.sort(key=lambda found: (-found[0].value, found[0].fingerprint))
-    return max(luck_of([scores for _, scores in scored]).optimism(), scored[0][0].optimism)
+    scored.sort(key=lambda t: (-t.value, t.fingerprint))
+    return max(luck_of([results[t.number][1].collections for t in scored]).optimism(), scored[0].optimism)
 
 
 def luck_of(trials: Sequence[Sequence[CollectionScores]]) -> Luck:

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 def quiet_optuna() -> Iterator[None]:
     """Inside: no "a new study was created", and no warning that an option somebody chose is experimental."""
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    talkative = before < optuna.logging.WARNING
+    if talkative:  # setting a level makes Python forget which loggers are silent, for every library
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:
-        optuna.logging.set_verbosity(before)
+        if talkative:
+            optuna.logging.set_verbosity(before)

@@ -165,8 +165,9 @@ class Mirror:
 
 
 class _Seen(NamedTuple):
-    """A trial as it was when the mirror copied it; callers may go on to change theirs."""
+    """A trial as it was when the mirror copied it; callers may go on to change theirs while it is in flight."""
 
+    trial: FrozenTrial
     params: dict[str, Any]
     state: TrialState
     values: list[float] | None
@@ -174,10 +175,12 @@ class _Seen(NamedTuple):
     @classmethod
     def of(cls, trial: FrozenTrial) -> _Seen:
         values = None if trial.values is None else list(trial.values)
-        return cls(dict(trial.params), trial.state, values)
+        return cls(trial, dict(trial.params), trial.state, values)
 
     def may_become(self, now: FrozenTrial) -> bool:
         """Whether `now` can be what became of the trial since."""
+        if now is self.trial and self.state not in IN_FLIGHT:
+            return True  # nobody changes a trial that has ended
         if self.params != now.params:
             return False
         return self.state in IN_FLIGHT or (self.state == now.state and self.values == now.values)

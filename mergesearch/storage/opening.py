@@ -28,6 +28,7 @@ from mergesearch.storage.tables import (
     in_utc,
     study_system_attributes,
     study_user_attributes,
+    trials,
 )
 from mergesearch.storage.transaction import joined
 
@@ -152,17 +153,21 @@ def settle(storage: optuna.storages.RDBStorage, optuna_id: int, row: StudyRow) -
     A running trial that was not begun here has no recipe, so nobody could ever end it: it is failed. A trial
     of ours that another program ended keeps the end it was given.
     """
-    trials = {t._trial_id: t for t in storage.get_all_trials(optuna_id, deepcopy=False)}
-    with Session(storage.engine) as session:
-        ours = session.scalars(sa.select(TrialRow).where(TrialRow.study_id == row.id)).all()
-        open_rows = {t.optuna_trial_id: t for t in ours if t.outcome is None}
-        known = {t.optuna_trial_id for t in ours}
-    for trial_id, trial in trials.items():
-        if trial.state == TrialState.RUNNING and trial_id not in known:
+    mine = (TrialRow.optuna_trial_id, TrialRow.id, TrialRow.outcome)
+    with Session(storage.engine) as session:  # Optuna's first: a row of ours is there before anybody sees its trial
+        theirs = session.execute(
+            sa.select(trials.c.trial_id, trials.c.state).where(trials.c.study_id == optuna_id)
+        ).all()
+        ours = {
+            key: (row_id, end)
+            for key, row_id, end in session.execute(sa.select(*mine).where(TrialRow.study_id == row.id))
+        }
+    for trial_id, state in theirs:
+        if state == TrialState.RUNNING and trial_id not in ours:
             storage.set_trial_user_attr(trial_id, "failure", "begun by another program and left running")
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        elif trial.state.is_finished() and trial_id in open_rows:
-            adopt_outcome(storage.engine, open_rows[trial_id].id, trial)
+        elif state.is_finished() and trial_id in ours and ours[trial_id][1] is None:
+            adopt_outcome(storage.engine, ours[trial_id][0], storage.get_trial(trial_id))
 
 
 def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTrial) -> None:

@@ -37,6 +37,7 @@ from mergesearch.storage.tables import (
     TrialRow,
     in_utc,
 )
+from mergesearch.storage.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class StudyReader:
             row,
         )
         self._query_sets = QuerySets(storage.engine)
+        self._trials = Trials(storage.engine, optuna_study_id)
         self._mutex = threading.RLock()
         self._queued = 0  # trials that other programs queued, at the last look
         self.record = record_of(row)
@@ -133,7 +135,7 @@ class StudyReader:
         """
         with self._guarded():
             try:
-                trials = self.study.get_trials(deepcopy=False)
+                trials = self._trials.read()
             except KeyError:
                 raise self._deleted() from None
             begun = [t for t in trials if t.state != TrialState.WAITING]
@@ -180,6 +182,21 @@ class StudyReader:
         """What a trial brought back, to the bit; None while it runs and when it failed."""
         with self._guarded():
             return self._result(self._trial(number))
+
+    @patient
+    def scored(self) -> dict[int, tuple[MergeRecipe, TrialResult]]:
+        """Recipe and result, as `recipe` and `result` give them, of every trial that ended with scores."""
+        with self._guarded(), Session(self._storage.engine) as session:
+            query = sa.select(ScoreRow).join(TrialRow, TrialRow.id == ScoreRow.trial_id)
+            rows: dict[int, list[ScoreRow]] = {}
+            for row in session.scalars(query.where(TrialRow.study_id == self._row.id)):
+                rows.setdefault(row.trial_id, []).append(row)
+            trials = session.scalars(self._trial_rows().order_by(TrialRow.number))
+            return {
+                t.number: (MergeRecipe.from_dict(t.recipe), self._query_sets.result(t, rows[t.id]))
+                for t in trials
+                if t.id in rows
+            }
 
     @patient
     def seconds(self, number: int) -> Mapping[str, float]:

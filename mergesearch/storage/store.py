@@ -5,17 +5,18 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session, load_only
 
 from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
@@ -26,8 +27,13 @@ from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
-from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, TrialRow
-from mergesearch.storage.transaction import joined, write_intermediate_values, write_trial_attributes
+from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, StudyRow, TrialRow
+from mergesearch.storage.transaction import (
+    joined,
+    write_intermediate_values,
+    write_new_trial,
+    write_trial_attributes,
+)
 
 NOTES_ATTR = "notes"
 """Attribute of a study: what its last run was told before trusting its outcome."""
@@ -36,6 +42,9 @@ ATTRIBUTE_CHARACTERS = 4_000
 
 MOST_LATE_SHOWN = 10
 """Of a trial's late results, as attribute; all of them are kept."""
+
+TURN_SECONDS = 5
+"""So long a coordinator waits for its turn; a proposal takes a tenth of a second."""
 
 
 class Told(enum.Enum):
@@ -67,8 +76,13 @@ class StudyStore(StudyReader):
 
     _lock: lock.FileLock | None = None
     _membership: Membership | None = None
-    _holding: set[int]
-    """Numbers of the unfinished trials that the caller was told it has."""
+
+    def __init__(self, database: Database, storage: RDBStorage, optuna_study_id: int, row: StudyRow) -> None:
+        """Takes over `storage`, which `close` closes; see `open`."""
+        super().__init__(database, storage, optuna_study_id, row)
+        self._keys: dict[int, tuple[int, int]] = {}  # see `_key`
+        self._holding: set[int] = set()  # unfinished trials that the caller was told it has
+        self._distributions: dict[str, BaseDistribution] = {}  # that have been compared with those of earlier trials
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
@@ -128,7 +142,6 @@ class StudyStore(StudyReader):
                     opening.name_metric(storage, found[0], "" if clean is None else clean.metric)
                     opening.settle(storage, *found)
             store = cls(database, storage, *found)
-            store._holding = set()
             if exclusive:
                 store._membership = Membership(storage.engine, found[1].id, database.session)
                 store.patience = PATIENCE_SECONDS
@@ -144,6 +157,22 @@ class StudyStore(StudyReader):
     def wanted(self) -> Wanted:
         """What was wanted of this coordinator at its last heartbeat."""
         return self._member.wanted
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, other coordinators that ask for a turn wait, so that what is thought of here is not overtaken.
+
+        A courtesy and no right: nobody waits for more than `TURN_SECONDS`, nor where there is nobody to wait for.
+        """
+        with ExitStack() as held:
+            if not self._database.is_sqlite:
+                with suppress(SQLAlchemyError):  # the one whose turn it is may hang
+                    connection = self._storage.engine.connect()
+                    held.callback(_let_go, connection)
+                    key = schema.advisory_key(f"turn:{self._row.uid}")
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{TURN_SECONDS}s'")
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+            yield
 
     @patient
     def begin(
@@ -179,29 +208,30 @@ class StudyStore(StudyReader):
                 fit its distribution or those of earlier trials, or an attribute is too large.
         """
         attributes = {"recipe": recipe.fingerprint, **_attributes(attrs)}
-        numbers: list[int] = []  # one per attempt of the transaction
+        begun: list[tuple[int, tuple[int, int]]] = []  # number and keys, one per attempt of the transaction
         held_by, leases = self._member.id, 0 if worker is None else 1
 
         def write(session: Session, trial: Any) -> None:
             # Optuna holds a lock on the study here, so nobody else begins a trial meanwhile.
             if after is not None and trial.number != after + self._queued:
                 raise _OvertakenError
-            numbers.append(trial.number)
-            session.add(
-                TrialRow(
-                    study_id=self._row.id,
-                    logical_id=logical_id,
-                    optuna_trial_id=trial.trial_id,
-                    number=trial.number,
-                    fingerprint=recipe.fingerprint,
-                    recipe=recipe.to_dict(),
-                    coordinator_id=held_by,
-                    attempts=leases,
-                    lease_epoch=leases,
-                    lease_owner=None if worker is None else self._text(worker),
-                    leased_at=None if worker is None else sa.func.now(),
-                )
+            write_new_trial(session, trial.trial_id, template)
+            row = TrialRow(
+                study_id=self._row.id,
+                logical_id=logical_id,
+                optuna_trial_id=trial.trial_id,
+                number=trial.number,
+                fingerprint=recipe.fingerprint,
+                recipe=recipe.to_dict(),
+                coordinator_id=held_by,
+                attempts=leases,
+                lease_epoch=leases,
+                lease_owner=None if worker is None else self._text(worker),
+                leased_at=None if worker is None else sa.func.now(),
             )
+            session.add(row)
+            session.flush()
+            begun.append((trial.number, (row.id, trial.trial_id)))
 
         with self._driving():
             try:
@@ -212,16 +242,19 @@ class StudyStore(StudyReader):
                     user_attrs=attributes,
                     system_attrs={opening.LOGICAL_ID_KEY: logical_id},
                 )
+                self._check_distributions(distributions)
+                bare = optuna.trial.create_trial(state=TrialState.RUNNING)
                 with joined(self._storage, "trials", write):
-                    self._storage.create_new_trial(self._optuna_study_id, template)
+                    self._storage.create_new_trial(self._optuna_study_id, bare)
             except (IntegrityError, _OvertakenError):
                 return self._begun(logical_id, recipe)
             except KeyError:
                 raise self._deleted() from None
             except ValueError as error:
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
-            self._holding.add(numbers[-1])
-        return numbers[-1]
+            number, self._keys[number] = begun[-1]
+            self._holding.add(number)
+            return number
 
     @patient
     def lease(self, number: int, worker: str) -> int | None:
@@ -231,17 +264,15 @@ class StudyStore(StudyReader):
             The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial. None when
             another coordinator has taken the trial over, or it has ended.
         """
-        with self._driving():
-            row_id = self._trial(number).id
-            with Session(self._storage.engine) as session, session.begin():
-                row = session.get_one(TrialRow, row_id, with_for_update=True)
-                if row.outcome is not None or row.coordinator_id != self._member.id:
-                    return None
-                row.lease_epoch += 1
-                row.attempts += 1
-                row.lease_owner = self._text(worker)
-                row.leased_at = sa.func.now()
-                return row.lease_epoch
+        with self._driving(), Session(self._storage.engine) as session, session.begin():
+            row = session.get_one(TrialRow, self._key(number)[0], with_for_update=True)
+            if row.outcome is not None or row.coordinator_id != self._member.id:
+                return None
+            row.lease_epoch += 1
+            row.attempts += 1
+            row.lease_owner = self._text(worker)
+            row.leased_at = sa.func.now()
+            return row.lease_epoch
 
     @patient
     def adopt(self) -> list[UnfinishedTrial]:
@@ -371,6 +402,15 @@ class StudyStore(StudyReader):
             assert self._member
             yield
 
+    def _check_distributions(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        """As Optuna does for every trial; a study's distributions do not change, so once is enough."""
+        for name, distribution in distributions.items():
+            if self._distributions.get(name) != distribution:
+                for earlier in (t.distributions[name] for t in self._trials.read() if name in t.distributions):
+                    check_distribution_compatibility(earlier, distribution)
+                    break
+                self._distributions[name] = distribution
+
     def _begun(self, logical_id: str, recipe: MergeRecipe) -> int | None:
         """The trial of this coordinator that has the logical id: it was begun, and the answer was lost."""
         with Session(self._storage.engine) as session:
@@ -390,10 +430,11 @@ class StudyStore(StudyReader):
         end: Callable[[Session, TrialRow], None],
         epoch: int | None,
     ) -> Told:
-        known = self._trial(number)
+        row_id, trial_id = self._key(number)
 
         def write(session: Session, _trial: Any) -> None:
-            row = session.get_one(TrialRow, known.id, with_for_update=True)
+            needed = load_only(TrialRow.optuna_trial_id, TrialRow.lease_epoch)  # and not the recipe
+            row = session.get_one(TrialRow, row_id, options=[needed], with_for_update=True)
             if epoch is not None and row.lease_epoch != epoch:
                 raise _FencedError
             end(session, row)
@@ -402,11 +443,11 @@ class StudyStore(StudyReader):
         try:
             with joined(self._storage, "trials", write):
                 values = None if value is None else [value]
-                recorded = self._storage.set_trial_state_values(known.optuna_trial_id, state, values)
+                recorded = self._storage.set_trial_state_values(trial_id, state, values)
         except _FencedError:
             return Told.LATE
         except UpdateFinishedTrialError:
-            return self._compare_with_end(known, state, value)
+            return self._compare_with_end(number, state, value)
         except KeyError:
             raise self._deleted() from None
         finally:
@@ -415,10 +456,18 @@ class StudyStore(StudyReader):
             raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
         return Told.RECORDED
 
-    def _compare_with_end(self, known: TrialRow, state: TrialState, value: float | None) -> Told:
-        opening.adopt_outcome(self._storage.engine, known.id, self._storage.get_trial(known.optuna_trial_id))
-        row = self._trial(known.number)
+    def _compare_with_end(self, number: int, state: TrialState, value: float | None) -> Told:
+        row_id, trial_id = self._key(number)
+        opening.adopt_outcome(self._storage.engine, row_id, self._storage.get_trial(trial_id))
+        row = self._trial(number)
         return Told.ALREADY if (row.outcome, row.value) == (opening.OUTCOMES[state], value) else Told.LATE
+
+    def _key(self, number: int) -> tuple[int, int]:
+        """Our id of a trial and Optuna's, which never change."""
+        if number not in self._keys:
+            row = self._trial(number)
+            self._keys[number] = row.id, row.optuna_trial_id
+        return self._keys[number]
 
     def _keep_aside(self, number: int, epoch: int | None, worker: str | None, value: float | None, reason: str) -> None:
         trial = self._trial(number)
@@ -433,6 +482,11 @@ class StudyStore(StudyReader):
             shown = [{"lease": k.epoch, "worker": k.worker, "value": k.value} for k in (*kept, late)]
             # Written past Optuna, which takes no attributes of trials that have ended.
             write_trial_attributes(session, trial.optuna_trial_id, {"late_results": shown[-MOST_LATE_SHOWN:]})
+
+
+def _let_go(connection: sa.Connection) -> None:
+    with suppress(SQLAlchemyError):  # a connection that is lost holds nothing
+        connection.close()
 
 
 def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from optuna.trial import TrialState
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Optuna's, whose layout has not changed since 3.2: only what is written inside joint transactions.
+# Optuna's, whose layout has not changed since 3.2: only what is read or written past it.
+studies = sa.table("studies", sa.column("study_id"))
+trials = sa.table(
+    "trials",
+    sa.column("trial_id"),
+    sa.column("study_id"),
+    sa.column("number"),
+    sa.column("state", sa.Enum(TrialState, name="trialstate")),
+    sa.column("datetime_start", sa.DateTime),
+    sa.column("datetime_complete", sa.DateTime),
+)
 study_user_attributes = sa.table(
     "study_user_attributes", sa.column("study_id"), sa.column("key"), sa.column("value_json")
 )
@@ -25,6 +36,16 @@ study_system_attributes = sa.table(
 )
 trial_user_attributes = sa.table(
     "trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+)
+trial_system_attributes = sa.table(
+    "trial_system_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json")
+)
+trial_params = sa.table(
+    "trial_params",
+    sa.column("trial_id"),
+    sa.column("param_name"),
+    sa.column("param_value", sa.Double),
+    sa.column("distribution_json"),
 )
 trial_intermediate_values = sa.table(
     "trial_intermediate_values",

@@ -13,9 +13,16 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.distributions import distribution_to_json
+from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
-from mergesearch.storage.tables import trial_intermediate_values, trial_user_attributes
+from mergesearch.storage.tables import (
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+)
 
 
 @contextmanager
@@ -57,8 +64,27 @@ def write_trial_attributes(session: Session, trial_id: int, attributes: Mapping[
         return
     table = trial_user_attributes
     session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attributes))))
-    rows = [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]
-    session.execute(sa.insert(table), rows)
+    session.execute(sa.insert(table), _attribute_rows(trial_id, attributes))
+
+
+def write_new_trial(session: Session, trial_id: int, template: FrozenTrial) -> None:
+    """Adds parameters and attributes to a trial that Optuna has just made without any.
+
+    Optuna would look up the trial, and an earlier trial's distribution, for every single one of them.
+    """
+    params = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(template.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, distribution in template.distributions.items()
+    ]
+    attributes = ((trial_user_attributes, template.user_attrs), (trial_system_attributes, template.system_attrs))
+    for table, rows in [(trial_params, params), *((t, _attribute_rows(trial_id, a)) for t, a in attributes)]:
+        if rows:
+            session.execute(sa.insert(table), rows)
 
 
 def write_intermediate_values(session: Session, trial_id: int, values: Sequence[float]) -> None:
@@ -72,3 +98,7 @@ def write_intermediate_values(session: Session, trial_id: int, values: Sequence[
         for step, value in enumerate(values, 1)
     ]
     session.execute(sa.insert(table), rows)
+
+
+def _attribute_rows(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"trial_id": trial_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()]

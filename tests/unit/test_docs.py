@@ -26,6 +26,7 @@ PAGES = [
     "docs/cluster.md",
     "docs/deploy.md",
     "docs/reliability.md",
+    "docs/scale.md",
 ]
 
 

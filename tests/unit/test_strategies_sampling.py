@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from optuna.samplers import RandomSampler
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.search.quiet import quiet_optuna
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.sampling import Mirror
 from mergesearch.search.seeds import derive_seed
@@ -13,6 +14,7 @@ from mergesearch.search.strategies.tpe import TPE, TPEOptions
 from tests.search_toys import SPACES, drive, make_trial, quadratic
 
 MIXED = SPACES["mixed"]
+DEFAULTS = {"multivariate": True, "constant_liar": True}
 
 
 def test_the_mirror_learns_from_what_happened_inside_the_space_only() -> None:
@@ -109,3 +111,16 @@ def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
     assert derive_seed(0, "a", "b") != derive_seed(0, "ab")
     # By sha256sum of `[7, "tpe", 3]`: what a study proposed last year it proposes today.
     assert derive_seed(7, "tpe", 3) == 1550055856
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("options", [{}, {"group": True}, {"multivariate": False}, {"constant_liar": False}])
+def test_tpe_proposes_what_optunas_sampler_finds_by_itself(space: str, options: dict[str, bool]) -> None:
+    """Ours is told the dimensions that Optuna's works out from the trials."""
+    strategy = TPE(SPACES[space], TPEOptions(n_startup_trials=4, **options), 5)
+    history = drive(TPE(SPACES[space], TPEOptions(n_startup_trials=4), 1), 9, quadratic(SPACES[space]))
+    for n in (0, 4, len(history)):
+        with quiet_optuna():
+            plain = TPESampler(n_startup_trials=4, seed=7, **{**DEFAULTS, **options})
+            expected = Mirror(SPACES[space]).ask(history[:n], plain)
+            assert Mirror(SPACES[space]).ask(history[:n], strategy.sampler(7)) == expected
