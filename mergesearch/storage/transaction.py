@@ -15,6 +15,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from mergesearch.storage.tables import (
@@ -62,9 +63,11 @@ def write_trial_attributes(session: Session, trial_id: int, attributes: Mapping[
     """Sets user attributes of a trial of Optuna's, replacing those of the same keys."""
     if not attributes:
         return
-    table = trial_user_attributes
-    session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(attributes))))
-    session.execute(sa.insert(table), _attribute_rows(trial_id, attributes))
+    insert = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[session.get_bind().dialect.name]
+    statement: Any = insert(trial_user_attributes)
+    replacing = {"value_json": statement.excluded.value_json}
+    statement = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replacing)
+    session.execute(statement, _attribute_rows(trial_id, attributes))
 
 
 def write_new_trial(session: Session, trial_id: int, template: FrozenTrial) -> None:
