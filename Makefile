@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow chaos lint format bench bench-search clean
+.PHONY: help quickstart test test-slow chaos lint format bench bench-search bench-scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,11 @@ bench: $(VENV)/.dev  ## speed, as ratios measured side by side
 
 bench-search: $(VENV)/.dev  ## beside mergekit and SentenceTransformer.merge with Optuna (ten minutes)
 	$(BIN)/python -m tests.benchmarks.against_others $(COLLECTION) $(if $(DOMAIN),--domain $(DOMAIN))
+
+bench-scale: $(VENV)/.dev  ## what coordination costs: beside plain Optuna, with 256 simulated workers, with Ray's
+	$(BIN)/python -m tests.benchmarks.coordinator
+	$(BIN)/python -m tests.benchmarks.coordinator_scale
+	$(BIN)/python -m tests.benchmarks.coordinator_ray
 
 clean:  ## remove the virtual environment and tool caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
