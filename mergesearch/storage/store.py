@@ -67,8 +67,8 @@ class StudyStore(StudyReader):
 
     _lock: lock.FileLock | None = None
     _membership: Membership | None = None
-    _holding: set[int]
-    """Numbers of the unfinished trials that the caller was told it has."""
+    _holding: set[tuple[int, int]]
+    """Leases, as trial number and epoch, that the caller was told it has; those of trials that it ended are left out."""
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
@@ -220,7 +220,7 @@ class StudyStore(StudyReader):
                 raise self._deleted() from None
             except ValueError as error:
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
-            self._holding.add(numbers[-1])
+            self._holding.add((numbers[-1], leases))
         return numbers[-1]
 
     @patient
@@ -241,7 +241,10 @@ class StudyStore(StudyReader):
                 row.attempts += 1
                 row.lease_owner = self._text(worker)
                 row.leased_at = sa.func.now()
-                return row.lease_epoch
+                epoch = row.lease_epoch
+            self._holding.discard((number, epoch - 1))
+            self._holding.add((number, epoch))
+            return epoch
 
     @patient
     def adopt(self) -> list[UnfinishedTrial]:
@@ -252,7 +255,7 @@ class StudyStore(StudyReader):
         with self._driving():
             alone = self._database.is_sqlite
             rows = take_over(self._storage.engine, self._row.id, self._member.id, self._holding, alone=alone)
-            self._holding.update(row.number for row in rows)
+            self._holding.update((row.number, row.lease_epoch) for row in rows)
             return [UnfinishedTrial.of(row) for row in rows]
 
     @patient
@@ -379,7 +382,7 @@ class StudyStore(StudyReader):
             return None
         if row.fingerprint != recipe.fingerprint:
             raise StorageError(f"the logical id {logical_id!r} of study {self._row.name!r} names another trial.")
-        self._holding.add(row.number)
+        self._holding.add((row.number, row.lease_epoch))
         return row.number
 
     def _end(
@@ -410,7 +413,7 @@ class StudyStore(StudyReader):
         except KeyError:
             raise self._deleted() from None
         finally:
-            self._holding.discard(number)
+            self._holding.discard((number, epoch or 0))
         if not recorded:
             raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
         return Told.RECORDED
