@@ -157,6 +157,11 @@ class RayPool(WorkerPool):
             if outcomes or set(self.idle) - before or (end is not None and time.monotonic() >= end):
                 return outcomes
 
+    def rest(self, seconds: float) -> None:
+        """Replace workers that die, and follow the nodes, so that nobody is given a task who is long gone."""
+        outcomes = self.wait(seconds)
+        assert not outcomes
+
     def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:  # noqa: ARG002 - local
         """Have idle workers keep sources and model; those that are loading or at work begin anew."""
         self._spec, self._files = spec, files_named(spec)
