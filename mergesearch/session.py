@@ -64,7 +64,14 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
 
     memory = worker_memory(study) if workers.address is not None else 0  # here the whole plan was checked
     with passwords_kept_from_children():
-        return RayPool(spec, workers.count, address=workers.address, gpus=workers.gpus, memory=memory)
+        return RayPool(
+            spec,
+            workers.count,
+            address=workers.address,
+            gpus=workers.gpus,
+            memory=memory,
+            any_device=workers.device == "auto",
+        )
 
 
 class Workers:

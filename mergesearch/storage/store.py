@@ -68,7 +68,7 @@ class StudyStore(StudyReader):
     _lock: lock.FileLock | None = None
     _membership: Membership | None = None
     _holding: set[tuple[int, int]]
-    """Leases, as trial number and epoch, that the caller was told it has; those of trials that it ended are left out."""
+    """Leases that the caller was told it has and has not ended, as trial number and epoch."""
 
     @classmethod
     def open(cls, url: str, study_name: str, record: StudyRecord | None, *, exclusive: bool) -> StudyStore:
