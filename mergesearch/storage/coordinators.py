@@ -230,9 +230,10 @@ def _start_of(pid: int) -> float | None:
 
 @cache
 def _machine() -> str:
-    """Equal for processes that can see each other by process id: same boot, same container."""
+    """Equal for processes that can see each other by process id: same boot, same container, same user."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        # Other users' processes are hidden where /proc is mounted with `hidepid`, as on machines that many log in to.
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"
     except OSError:
         return ""  # not Linux: only silence tells

@@ -78,7 +78,7 @@ class CoordinatorRow(Base):
     """A process that drives a study or did. It is alive while its heartbeat is younger than its lease.
 
     `machine` names the set of processes among which `pid` and `process_started` (its age by the machine's own
-    count) tell whether it still exists: a boot of a machine, or a container on it.
+    count) tell whether it still exists: those of a user on a boot of a machine, or of a container on it.
     """
 
     __tablename__ = "mergesearch_coordinators"

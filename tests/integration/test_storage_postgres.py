@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -166,6 +167,16 @@ def test_trials_of_a_process_that_is_seen_to_have_ended_are_taken_over_at_once(u
     subprocess.run([sys.executable, "-c", code, url], cwd=ROOT, check=False, stderr=subprocess.DEVNULL)
     with open_store(url) as store:
         assert [t.number for t in store.adopt()] == [0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_processes_of_other_users_are_judged_by_their_silence_alone() -> None:
+    """With /proc mounted with `hidepid` they cannot be seen, and would be taken for ended."""
+    code = (
+        "import os\nfrom mergesearch.storage.coordinators import _machine\nmine = _machine()\n"
+        "os.setuid(65534)\n_machine.cache_clear()\nassert mine and _machine() and mine != _machine()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_what_is_wanted_is_heard_at_the_next_heartbeat(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
