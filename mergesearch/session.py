@@ -71,6 +71,7 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
             gpus=workers.gpus,
             memory=memory,
             any_device=workers.device == "auto",
+            at_once=workers.address is not None,  # nodes may be long in coming, and the run is to hear what is wanted
         )
 
 

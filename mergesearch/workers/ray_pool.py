@@ -80,6 +80,7 @@ class RayPool(WorkerPool):
         memory: bytes that every worker takes of its node's memory; Ray puts no more on a node than it has. 0 leaves
             memory out of account.
         any_device: nobody has chosen the device of `spec`, which is this machine's, for the nodes at `address`.
+        at_once: open before any worker is idle; what else is said of opening, `wait` does then.
 
     Attributes:
         lease: after so many seconds without an answer a worker has lost its task.
@@ -98,6 +99,7 @@ class RayPool(WorkerPool):
         gpus: int = 1,
         memory: int = 0,
         any_device: bool = False,
+        at_once: bool = False,
     ) -> None:
         self._spec, self._files, self._count = spec, files_named(spec), count
         self._request = Request(spec.threads, gpus if spec.evaluation.device.startswith("cuda") else 0, memory)
@@ -123,7 +125,7 @@ class RayPool(WorkerPool):
                 self._start(next(self._names))
             if room(self._request) < len(self._workers):
                 self._warn()
-            while not self.free:
+            while not self.free and not at_once:
                 self.wait()
         except BaseException:
             self.close()
