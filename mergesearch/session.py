@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from mergesearch.controller import Controller
-from mergesearch.errors import StorageError
+from mergesearch.errors import StorageError, WorkerError
 from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.memory_planning import check_memory, worker_memory
@@ -178,6 +178,9 @@ def run_study(
     controller = Controller(study, store, workers.serve(study, progress, residency), listener)
     try:
         return controller.run()
+    except WorkerError:
+        workers.close()  # there may be none left, which would serve no other study
+        raise
     finally:
         _save_landscape(study, store, controller.screened)
 

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mergesearch import controller
+from mergesearch import controller, session
 from mergesearch.controller import (
     ALLOWED_INTERRUPTIONS,
     LABEL_CHARACTERS,
@@ -29,10 +29,11 @@ from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
 from mergesearch.resolving import resolve
 from mergesearch.results.status import read_status
 from mergesearch.search.strategy import Proposal, Strategy
-from mergesearch.session import open_store
+from mergesearch.session import Workers, open_store, run_study
 from mergesearch.storage.coordinators import Wanted
 from mergesearch.study import Study
 from mergesearch.study_file import parse_study
+from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored
 from tests.tiny_studies import TinyStudy, copy_study, make_study
@@ -281,6 +282,18 @@ def test_a_study_whose_trials_all_fail_stops_and_can_be_gone_on_with(bench: Benc
     states = Counter(state for _, state, _, _ in bench.table())
     assert (states["FAIL"], states["COMPLETE"]) == (MAX_FAILURES_IN_A_ROW, 4)
     assert summary.adopted == 1  # the other worker's
+
+
+def test_workers_that_failed_a_study_are_not_kept_for_another(bench: Bench) -> None:
+    class Kept(ScriptedPool):
+        def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
+            """It serves any study."""
+
+    workers = Workers()
+    workers._pool, workers._fit = Kept(script=failing), session._fit(bench.study)
+    with open_store(bench.study, bench.url) as store, pytest.raises(WorkerError, match="trials failed"):
+        run_study(bench.study, store, workers=workers)
+    assert not workers.make_room(bench.study)
 
 
 def test_scores_that_are_no_numbers_fail_the_trial(bench: Bench) -> None:
