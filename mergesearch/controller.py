@@ -145,29 +145,34 @@ class Controller:
             self._seen = extent
         if len(self._flight) < flying:
             return True  # trials ended while merges were predicted, which may have taught the strategy more
-        if self._flight or not free:  # with no worker free, more may be left to do: one is being rebuilt
+        if self._flight:
             self._settle_all(self._pool.wait(POLL_SECONDS))
             return True
         if wanted == "drain":
             self._summary.reason = "ended, as was asked for"
             return False
+        used_up = self._used_up(self._store.trials(), started)
         if wanted == "pause":
             self._wait_for("paused, as was asked for; to go on: mergesearch control STUDY.yaml go")
         elif self._out_of_time(started):
+            self._summary.reason = used_up
             return False
+        elif not free and (self._waiting or not used_up):  # no worker is there: one is being rebuilt, or a node to come
+            self._settle_all(self._pool.wait(POLL_SECONDS))
         elif others := [c for c in self._store.coordinators() if c.trials]:
             count = sum(c.trials for c in others)
             trials = "1 trial" if count == 1 else f"{count} trials"
             self._wait_for(f"waiting for {trials} of {'; '.join(map(str, others))}")
         else:
-            return news  # what the others ended between two looks may have taught the strategy more
+            self._summary.reason = used_up or self._summary.reason
+            return free > 0 and news  # what the others ended between two looks may have taught the strategy more
         return True
 
     def _wait_for(self, what: str) -> None:
         if what != self._waited_for:
             self._tell(self._listener.waiting, what)
         self._waited_for = what
-        time.sleep(POLL_SECONDS)
+        self._pool.rest(POLL_SECONDS)
 
     def _learn(self) -> None:
         """What earlier processes and other coordinators have recorded."""
@@ -232,6 +237,8 @@ class Controller:
         if proposal is None:
             self._summary.reason = "the strategy has nothing left to propose"  # unless trials in flight teach it
             return False
+        if not self._pool.idle:  # all were lost during a prediction
+            return True
         if worker not in self._pool.idle:  # it died of a prediction
             worker = self._pool.idle[0]
         label = self._study.space.label(proposal.params)

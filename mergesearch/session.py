@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from mergesearch.controller import Controller
-from mergesearch.errors import StorageError
+from mergesearch.errors import StorageError, WorkerError
 from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.memory_planning import check_memory, worker_memory
@@ -64,7 +64,15 @@ def open_pool(study: Study, progress: BatchProgress | None = None, residency: Re
 
     memory = worker_memory(study) if workers.address is not None else 0  # here the whole plan was checked
     with passwords_kept_from_children():
-        return RayPool(spec, workers.count, address=workers.address, gpus=workers.gpus, memory=memory)
+        return RayPool(
+            spec,
+            workers.count,
+            address=workers.address,
+            gpus=workers.gpus,
+            memory=memory,
+            any_device=workers.device == "auto",
+            at_once=workers.address is not None,  # nodes may be long in coming, and the run is to hear what is wanted
+        )
 
 
 class Workers:
@@ -170,6 +178,9 @@ def run_study(
     controller = Controller(study, store, workers.serve(study, progress, residency), listener)
     try:
         return controller.run()
+    except WorkerError:
+        workers.close()  # there may be none left, which would serve no other study
+        raise
     finally:
         _save_landscape(study, store, controller.screened)
 

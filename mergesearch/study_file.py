@@ -312,7 +312,8 @@ class WorkersEntry(_Closed):
     gpus: int = Field(default=1, ge=1)
     """GPUs of every Ray worker, on a CUDA `device`."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, …"""
+    """`cpu`, `cuda`, …, or `auto`: CUDA where the machine that runs the study has it. For a cluster with GPUs, whose
+    head has none, write `cuda`."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads per worker; by default this machine's cores divided by the workers on it."""
     residency: Literal["auto", "device", "pinned", "mapped"] = "auto"

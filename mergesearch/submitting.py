@@ -67,8 +67,9 @@ def check_shared(content: StudyFile, option: str | None) -> None:
 
 def _problems(parsed: ParsedStudy) -> Iterator[tuple[tuple[str | int, ...], str]]:
     content = parsed.content
-    if content.storage and holds_password(content.storage):
-        yield ("storage",), f"a password may not travel: remove it, and {ON_THE_CLUSTER}"
+    if holds_password(parsed.text):  # comments travel, too
+        (line, *_) = (i for i, text in enumerate(parsed.text.splitlines(), 1) if holds_password(text))
+        yield ("storage",), f"a password may not travel (line {line}): remove it, and {ON_THE_CLUSTER}"
     for name, source in content.sources.items():
         if not source.model.startswith("package:") and _is_relative(source.model, parsed.folder):
             message = f"the folder {source.model!r} is on this machine: {_SHARED}, or give the model's name on the hub"

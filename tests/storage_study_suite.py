@@ -106,6 +106,19 @@ class StudySuite:
             assert store.unfinished() == []
             assert begin(store, 0.2, "b") == 0
 
+    def test_an_end_that_was_wanted_is_not_wanted_of_later_coordinators(self, url: str) -> None:
+        """Not even where another study is deleted meanwhile, whose coordinators were the newest."""
+        open_store(url).close()
+        for _ in range(2):
+            open_store(url, replace(RECORD, name="other")).close()
+        with open_store(url, exclusive=False) as reader:
+            reader.want("drain")
+        with open_store(url, None, exclusive=False) as store:
+            optuna.delete_study(study_name="other", storage=store._storage)
+        open_store(url, replace(RECORD, name="third")).close()  # removes what is left of it
+        with open_store(url) as store:
+            assert store.wanted == "run"
+
     def test_readers_see_the_study_and_may_not_drive_it(self, url: str) -> None:
         with open_store(url) as store, open_store(url, None, exclusive=False) as reader:
             store.finish(begin(store, 0.1, "a"), result(1))

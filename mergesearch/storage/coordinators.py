@@ -186,12 +186,17 @@ class Membership:
 
 def want(engine: sa.Engine, study_id: int, wanted: Wanted) -> None:
     """Say what is wanted of the coordinators of a study; `drain` and `stop` do not bind those that start later."""
-    newest = sa.select(sa.func.coalesce(sa.func.max(CoordinatorRow.id), 0)).scalar_subquery()
+    # Not of the whole table: SQLite gives ids again that belonged to a study that is gone.
+    newest = sa.select(sa.func.coalesce(sa.func.max(CoordinatorRow.id), 0)).where(CoordinatorRow.study_id == study_id)
     with Session(engine) as session, session.begin():
-        session.execute(sa.update(StudyRow).where(StudyRow.id == study_id).values(wanted=wanted, wanted_of=newest))
+        session.execute(
+            sa.update(StudyRow).where(StudyRow.id == study_id).values(wanted=wanted, wanted_of=newest.scalar_subquery())
+        )
 
 
-def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int], *, alone: bool) -> list[TrialRow]:
+def take_over(
+    engine: sa.Engine, study_id: int, by: int, known: Collection[tuple[int, int]], *, alone: bool
+) -> list[TrialRow]:
     """Give the unfinished trials of coordinators that are gone to another one, in number order.
 
     Those that it has without knowing are among them: they were given to it, and the answer was lost.
@@ -200,7 +205,7 @@ def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int],
         engine: on the study's database.
         study_id: the study.
         by: id of the coordinator that takes them.
-        known: numbers of the trials that it knows to hold.
+        known: leases that it knows to hold, as trial number and epoch.
         alone: no other coordinator can be alive: something else makes sure of it.
     """
     if alone:
@@ -209,7 +214,7 @@ def take_over(engine: sa.Engine, study_id: int, by: int, known: Collection[int],
         # Whoever was stopped and goes on may find itself silent for too long.
         left = [c for c in coordinators(engine, study_id) if not c.alive and c.id != by]
         gone = TrialRow.coordinator_id.in_([c.id for c in left])
-    unheard = (TrialRow.coordinator_id == by) & TrialRow.number.not_in(known)
+    unheard = (TrialRow.coordinator_id == by) & sa.tuple_(TrialRow.number, TrialRow.lease_epoch).not_in(known)
     query = (
         sa.select(TrialRow)
         .where(TrialRow.study_id == study_id, TrialRow.outcome.is_(None))
@@ -255,9 +260,10 @@ def _start_of(pid: int) -> float | None:
 
 @cache
 def _machine() -> str:
-    """Equal for processes that can see each other by process id: same boot, same container."""
+    """Equal for processes that can see each other by process id: same boot, same container, same user."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        # Other users' processes are hidden where /proc is mounted with `hidepid`, as on machines that many log in to.
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()} {os.getuid()}"
     except OSError:
         return ""  # not Linux: only silence tells

@@ -30,6 +30,9 @@ SQLITE_WAIT_SECONDS = 30
 CONNECT_SECONDS = 10
 """How long a PostgreSQL server may take to answer; `?connect_timeout=` in the URL overrides it."""
 
+SHORTEST_TRANSACTION_SECONDS = 10.0
+"""So long a transaction may rest between two messages, however short leases are: a busy machine has pauses."""
+
 _SECRET_KEYS = frozenset({"password", "sslpassword", "passfile"})
 _CREDENTIALS = re.compile(r"(://[^\s:/@]*):\S*@")
 _SECRET_QUERY = re.compile(r"((?:password|sslpassword|passfile)=)[^\s&\"']*", re.IGNORECASE)
@@ -125,7 +128,7 @@ class Database:
             return {"connect_args": limit}
         # In a database without an encoding of its own the driver would return bytes for text.
         # A client that is stopped, or cut off, in the middle of a transaction would hold its locks for ever.
-        lease = round(1000 * lease_seconds())
+        lease = round(1000 * max(lease_seconds(), SHORTEST_TRANSACTION_SECONDS))
         wanted = {
             "connect_timeout": CONNECT_SECONDS,
             "client_encoding": "utf8",

@@ -81,7 +81,7 @@ class StudyStore(StudyReader):
         """Takes over `storage`, which `close` closes; see `open`."""
         super().__init__(database, storage, optuna_study_id, row)
         self._keys: dict[int, tuple[int, int]] = {}  # see `_key`
-        self._holding: set[int] = set()  # unfinished trials that the caller was told it has
+        self._holding: set[tuple[int, int]] = set()  # leases, as number and epoch, that the caller was told it has
         self._distributions: dict[str, BaseDistribution] = {}  # that have been compared with those of earlier trials
 
     @classmethod
@@ -253,7 +253,7 @@ class StudyStore(StudyReader):
             except ValueError as error:
                 raise StorageError(f"trial {logical_id!r} of study {self._row.name!r}: {error}") from None
             number, self._keys[number] = begun[-1]
-            self._holding.add(number)
+            self._holding.add((number, leases))
             return number
 
     @patient
@@ -264,15 +264,19 @@ class StudyStore(StudyReader):
             The lease's epoch: hand it to `finish` or `fail`, and only the newest lease can end the trial. None when
             another coordinator has taken the trial over, or it has ended.
         """
-        with self._driving(), Session(self._storage.engine) as session, session.begin():
-            row = session.get_one(TrialRow, self._key(number)[0], with_for_update=True)
-            if row.outcome is not None or row.coordinator_id != self._member.id:
-                return None
-            row.lease_epoch += 1
-            row.attempts += 1
-            row.lease_owner = self._text(worker)
-            row.leased_at = sa.func.now()
-            return row.lease_epoch
+        with self._driving():
+            with Session(self._storage.engine) as session, session.begin():
+                row = session.get_one(TrialRow, self._key(number)[0], with_for_update=True)
+                if row.outcome is not None or row.coordinator_id != self._member.id:
+                    return None
+                row.lease_epoch += 1
+                row.attempts += 1
+                row.lease_owner = self._text(worker)
+                row.leased_at = sa.func.now()
+                epoch = row.lease_epoch
+            self._holding.discard((number, epoch - 1))
+            self._holding.add((number, epoch))
+            return epoch
 
     @patient
     def adopt(self) -> list[UnfinishedTrial]:
@@ -283,7 +287,7 @@ class StudyStore(StudyReader):
         with self._driving():
             alone = self._database.is_sqlite
             rows = take_over(self._storage.engine, self._row.id, self._member.id, self._holding, alone=alone)
-            self._holding.update(row.number for row in rows)
+            self._holding.update((row.number, row.lease_epoch) for row in rows)
             return [UnfinishedTrial.of(row) for row in rows]
 
     @patient
@@ -419,7 +423,7 @@ class StudyStore(StudyReader):
             return None
         if row.fingerprint != recipe.fingerprint:
             raise StorageError(f"the logical id {logical_id!r} of study {self._row.name!r} names another trial.")
-        self._holding.add(row.number)
+        self._holding.add((row.number, row.lease_epoch))
         return row.number
 
     def _end(
@@ -451,7 +455,7 @@ class StudyStore(StudyReader):
         except KeyError:
             raise self._deleted() from None
         finally:
-            self._holding.discard(number)
+            self._holding.discard((number, epoch or 0))
         if not recorded:
             raise StorageError(f"the end of trial {number} contradicts what is stored of it.")
         return Told.RECORDED

@@ -100,7 +100,7 @@ class CoordinatorRow(Base):
 
     `session` is what the server knows its connections by (PostgreSQL's `application_name`). `machine` names the set of
     processes among which `pid` and `process_started` (its age by the machine's own count) tell whether it still exists:
-    a boot of a machine, or a container on it.
+    those of a user on a boot of a machine, or of a container on it.
     """
 
     __tablename__ = "mergesearch_coordinators"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,6 +144,14 @@ class WorkerPool(ABC):
         Raises:
             WorkerError: the last worker is lost and cannot be replaced.
         """
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass while no task is out. A pool that loses workers notices it meanwhile.
+
+        Raises:
+            WorkerError: the last worker is lost and cannot be replaced.
+        """
+        time.sleep(seconds)
 
     def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
         """Serve another study of equal `spec.resident`; sources and model stay where they are.

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from mergesearch.errors import WorkerError
 
@@ -109,6 +109,20 @@ def check_room(count: int, request: Request) -> None:
             )
 
 
+def check_device(request: Request) -> None:
+    """Refuse to leave a cluster's GPUs idle because the machine that asks for workers has none.
+
+    Raises:
+        WorkerError: with what to write.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if gpus and not request.gpus:
+        raise WorkerError(
+            f"the Ray cluster has {gpus:g} GPUs, but torch finds none on this machine, so `workers.device: auto` means "
+            "the CPU. Write `device: cuda` under `workers`, or `device: cpu` if that is meant."
+        )
+
+
 def nodes() -> dict[str, dict[str, float]]:
     """The resources of every node that is alive, by its id."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
@@ -127,6 +141,8 @@ def kill(actor: Any) -> None:
 
 def evidence(error: BaseException) -> str:
     """What Ray says of an error in one line, without its list of things that might have been the cause."""
+    if isinstance(error, RayTaskError) and error.cause is not None:  # its own text is a traceback, and long
+        return " ".join(f"{type(error.cause).__name__}: {error.cause}".split())[:EVIDENCE_CHARACTERS]
     said = " ".join(line.strip() for line in str(error).splitlines())
     for noise in ("The actor died unexpectedly before finishing this task.", "class_name: RayWorker"):
         said = said.replace(noise, "")

@@ -16,7 +16,7 @@ from mergesearch.errors import WorkerError
 from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
 from mergesearch.workers.node_files import files_named
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
-from mergesearch.workers.ray_cluster import Request, check_room, connect, evidence, kill, nodes, room
+from mergesearch.workers.ray_cluster import Request, check_device, check_room, connect, evidence, kill, nodes, room
 from mergesearch.workers.ray_worker import RayWorker
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,15 @@ class RayPool(WorkerPool):
         gpus: of every worker, where merges are evaluated on a CUDA device.
         memory: bytes that every worker takes of its node's memory; Ray puts no more on a node than it has. 0 leaves
             memory out of account.
+        any_device: nobody has chosen the device of `spec`, which is this machine's, for the nodes at `address`.
+        at_once: open before any worker is idle; what else is said of opening, `wait` does then.
 
     Attributes:
         lease: after so many seconds without an answer a worker has lost its task.
 
     Raises:
-        WorkerError: no cluster at `address`, too few CPUs or GPUs for the workers where no node can be waited for, or
-            no worker can load the sources.
+        WorkerError: no cluster at `address`, too few CPUs or GPUs for the workers where no node can be waited for,
+            GPUs that nobody has said are to be used or not, or no worker can load the sources.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class RayPool(WorkerPool):
         address: str | None = None,
         gpus: int = 1,
         memory: int = 0,
+        any_device: bool = False,
+        at_once: bool = False,
     ) -> None:
         self._spec, self._files, self._count = spec, files_named(spec), count
         self._request = Request(spec.threads, gpus if spec.evaluation.device.startswith("cuda") else 0, memory)
@@ -113,13 +117,15 @@ class RayPool(WorkerPool):
             self._actor_class = ray.remote(
                 max_restarts=0, max_task_retries=0, concurrency_groups={"pings": 1}, **self._request.options
             )(RayWorker)
+            if address is not None and any_device:
+                check_device(self._request)
             if address is None:
                 check_room(1 if count == "auto" else count, self._request)
             for _ in range(self._wanted()):
                 self._start(next(self._names))
             if room(self._request) < len(self._workers):
                 self._warn()
-            while not self.free:
+            while not self.free and not at_once:
                 self.wait()
         except BaseException:
             self.close()
@@ -156,6 +162,11 @@ class RayPool(WorkerPool):
             outcomes = self._turn(min(left, self.lease / PINGS_PER_LEASE, LOOKING_SECONDS))
             if outcomes or set(self.idle) - before or (end is not None and time.monotonic() >= end):
                 return outcomes
+
+    def rest(self, seconds: float) -> None:
+        """Replace workers that die, and follow the nodes, so that nobody is given a task who is long gone."""
+        outcomes = self.wait(seconds)
+        assert not outcomes
 
     def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:  # noqa: ARG002 - local
         """Have idle workers keep sources and model; those that are loading or at work begin anew."""

@@ -10,18 +10,22 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
+import torch
 from ray._private.authentication import authentication_token_setup as authentication
 from ray.cluster_utils import Cluster
 
 from mergesearch.controller import Controller
+from mergesearch.errors import WorkerError
 from mergesearch.resolving import load_study
-from mergesearch.session import open_store
+from mergesearch.session import open_pool, open_store, run_study
+from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.metrics import METRICS
@@ -69,11 +73,11 @@ def nodes(cluster: Cluster, count: int) -> Iterator[list[Any]]:
         cluster.remove_node(node)
 
 
-def wait_until(pool: RayPool, condition: Callable[[], bool]) -> None:
+def wait_until(pool: WorkerPool, condition: Callable[[], bool]) -> None:
     """Let the pool do what it does while nobody has a task."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, (pool.idle, pool.pending)
+        assert time.monotonic() < deadline, pool
         assert pool.wait(timeout=0.5) == []
 
 
@@ -202,3 +206,38 @@ def test_prometheus_finds_every_metric_after_two_trials(cluster: Cluster, study:
     trials = [line for line in page.splitlines() if line.startswith("ray_mergesearch_trials_total{")]
     assert [('study="tiny"' in t, 'outcome="complete"' in t, float(t.split()[-1])) for t in trials] == [(True, True, 2)]
     assert set(re.findall(r'^ray_mergesearch_phase_seconds_total.*phase="(\w+)"', page, re.M)) >= {"merge", "encode"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_gpus_of_other_machines_are_not_left_idle_unasked(cluster: Cluster, study: Study) -> None:
+    node = cluster.add_node(**NODE, num_gpus=1)
+    try:
+        content = study.parsed.content
+        for device, said in (
+            ("auto", r"has 1 GPUs.*`device: cuda`"),
+            ("cuda", "NVIDIA|CUDA"),  # the worker was placed on the GPU that Ray was told of and there is not
+        ):
+            workers = type(content.workers)(kind="ray", count="auto", address=cluster.address, device=device)
+            asked = replace(study.parsed, content=content.model_copy(update={"workers": workers}))
+            with pytest.raises(WorkerError, match=said), open_pool(replace(study, parsed=asked)) as pool:
+                wait_until(pool, lambda: pool.free > 0)
+    finally:
+        cluster.remove_node(node)
+
+
+def test_a_run_that_waits_for_its_first_node_hears_what_is_wanted(
+    cluster: Cluster, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "6")
+    content = study.parsed.content
+    workers = type(content.workers)(kind="ray", count=1, address=cluster.address, device="cpu")
+    asked = replace(study, parsed=replace(study.parsed, content=content.model_copy(update={"workers": workers})))
+    url = f"sqlite:///{tmp_path}/study.db"
+
+    class Drained(Diary):
+        def recorded(self, finished: int) -> None:
+            with StudyStore.open(url, study.name, None, exclusive=False) as reader:
+                reader.want("drain")
+
+    with open_store(asked, url) as store:
+        assert run_study(asked, store, Drained()).reason == "ended, as was asked for"

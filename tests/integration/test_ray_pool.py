@@ -254,6 +254,16 @@ def test_a_trial_that_kills_more_workers_than_allowed_fails_with_the_evidence(
     wait_for_workers(pool)
 
 
+def test_a_worker_that_dies_while_nobody_has_a_task_is_replaced(pool: RayPool) -> None:
+    before = pool.pids
+    psutil.Process(before["ray-0"]).kill()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while pool.pids.get("ray-0", before["ray-0"]) == before["ray-0"]:
+        assert time.monotonic() < deadline
+        pool.rest(0.1)
+    assert pool.pids["ray-1"] == before["ray-1"]
+
+
 def test_a_worker_that_is_stopped_loses_its_trial_and_is_replaced_and_what_it_says_later_is_not_heard(
     study: Study, pool: RayPool
 ) -> None:

@@ -23,7 +23,7 @@ import pytest
 import sqlalchemy as sa
 
 from mergesearch.errors import StorageError
-from mergesearch.storage import StudyStore, Told
+from mergesearch.storage import StudyStore, Told, engine
 from tests.postgres_proxy import Loss, PostgresProxy
 from tests.storage_helpers import DISTRIBUTIONS, RECORD, ROOT, open_store, recipe, result
 
@@ -268,6 +268,7 @@ def test_a_coordinator_that_was_stopped_comes_too_late(
 
 def test_who_stops_in_a_transaction_holds_nobody_up(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection lives as long as the process, and its locks would."""
+    monkeypatch.setattr(engine, "SHORTEST_TRANSACTION_SECONDS", 2)
     monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "2")
     with open_store(postgres_url) as store, open_store(postgres_url) as stopped:
         assert begin(store, 0.1, "a", after=0) == 0
@@ -303,6 +304,7 @@ def test_who_was_stopped_in_a_transaction_does_it_again(
     postgres_url: str, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server has ended the transaction meanwhile, and says so where an answer was expected."""
+    monkeypatch.setattr(engine, "SHORTEST_TRANSACTION_SECONDS", 1)
     monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "1")
     for count in (1, 4):
         name = f"stopped {count}"
@@ -321,7 +323,7 @@ def test_a_server_that_vanished_is_noticed_within_a_lease(postgres_url: str, mon
     with open_store(postgres_url) as store, store._storage.engine.connect() as connection:
         driver_connection: Any = connection.connection.driver_connection
         with socket.fromfd(driver_connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as used:
-            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
             assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -136,6 +137,28 @@ def test_a_silent_coordinator_loses_its_trials_and_comes_too_late(
         assert late["value"] == result(1).value
 
 
+def test_a_trial_that_comes_back_can_be_ended(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its coordinator was silent, another one took it over and ended first; now the first has it again."""
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "3600")  # no heartbeat comes in between
+    with open_store(url) as store:
+        number = begin(store, 0.1, "a")
+        first = store.lease(number, "worker")
+        with open_store(url) as other:
+            engine = other._storage.engine
+            with engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE mergesearch_coordinators SET heartbeat_at = now() - interval '2 hours' "
+                    f"WHERE id = {store.coordinator}"
+                )
+            assert [t.number for t in other.adopt()] == [number]
+            store._member.beat()
+        assert [t.number for t in store.adopt()] == [number]
+        assert store.finish(number, result(1), epoch=first) is Told.LATE  # its worker was at it all the time
+        second = store.lease(number, "worker")
+        assert store.adopt() == []  # it knows that it has the trial
+        assert store.finish(number, result(2), epoch=second) is Told.RECORDED
+
+
 def test_trials_of_a_process_that_is_seen_to_have_ended_are_taken_over_at_once(url: str) -> None:
     code = (
         "import os, sys\nfrom tests.storage_helpers import begin, open_store\n"
@@ -144,6 +167,16 @@ def test_trials_of_a_process_that_is_seen_to_have_ended_are_taken_over_at_once(u
     subprocess.run([sys.executable, "-c", code, url], cwd=ROOT, check=False, stderr=subprocess.DEVNULL)
     with open_store(url) as store:
         assert [t.number for t in store.adopt()] == [0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_processes_of_other_users_are_judged_by_their_silence_alone() -> None:
+    """With /proc mounted with `hidepid` they cannot be seen, and would be taken for ended."""
+    code = (
+        "import os\nfrom mergesearch.storage.coordinators import _machine\nmine = _machine()\n"
+        "os.setuid(65534)\n_machine.cache_clear()\nassert mine and _machine() and mine != _machine()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_what_is_wanted_is_heard_at_the_next_heartbeat(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,16 @@ def test_what_would_not_be_there_is_refused_all_at_once(tiny: TinyStudy, tmp_pat
     assert "3 problems" in answer.err  # two models and a collection
 
 
+def test_a_password_in_a_comment_does_not_travel(tiny: TinyStudy, tmp_path: Path) -> None:
+    study = copy_study(tiny, tmp_path / "study")
+    lines = study.file.read_text().splitlines()
+    study.file.write_text("\n".join([*lines, "# storage: postgresql://me:s3cret@db/studies", ""]))
+    with pytest.raises(StudyFileError, match=rf"password may not travel \(line {len(lines) + 1}\)") as refused:
+        pack(parse_study(study.file), tmp_path)
+    assert "s3cret" not in str(refused.value)
+    assert not (tmp_path / "study.yaml").exists()
+
+
 def test_a_file_of_examples_travels_and_a_large_one_does_not(tiny: TinyStudy, tmp_path: Path) -> None:
     study = copy_study(tiny, tmp_path / "study").change("storage", to=None)
     study.change("merge", "examples", to={"file": "few/examples.jsonl"})

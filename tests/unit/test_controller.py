@@ -17,7 +17,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mergesearch import controller
+from mergesearch import controller, session
 from mergesearch.controller import (
     ALLOWED_INTERRUPTIONS,
     LABEL_CHARACTERS,
@@ -29,9 +29,11 @@ from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
 from mergesearch.resolving import resolve
 from mergesearch.results.status import read_status
 from mergesearch.search.strategy import Proposal, Strategy
-from mergesearch.session import open_store
+from mergesearch.session import Workers, open_store, run_study
+from mergesearch.storage.coordinators import Wanted
 from mergesearch.study import Study
 from mergesearch.study_file import parse_study
+from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored
 from tests.tiny_studies import TinyStudy, copy_study, make_study
@@ -282,6 +284,18 @@ def test_a_study_whose_trials_all_fail_stops_and_can_be_gone_on_with(bench: Benc
     assert summary.adopted == 1  # the other worker's
 
 
+def test_workers_that_failed_a_study_are_not_kept_for_another(bench: Bench) -> None:
+    class Kept(ScriptedPool):
+        def adapt(self, spec: EvaluatorSpec, progress: BatchProgress | None = None) -> None:
+            """It serves any study."""
+
+    workers = Workers()
+    workers._pool, workers._fit = Kept(script=failing), session._fit(bench.study)
+    with open_store(bench.study, bench.url) as store, pytest.raises(WorkerError, match="trials failed"):
+        run_study(bench.study, store, workers=workers)
+    assert not workers.make_room(bench.study)
+
+
 def test_scores_that_are_no_numbers_fail_the_trial(bench: Bench) -> None:
     def script(task: Task, attempt: int) -> Outcome:
         good = scored(task, attempt)
@@ -314,6 +328,58 @@ def test_no_trial_starts_after_the_minutes_but_adopted_ones_end(bench: Bench) ->
     check_ended(bench, pool)
     assert (summary.adopted, summary.evaluated) == (2, 2)
     assert "minutes" in summary.reason
+
+
+class Deserted(ScriptedPool):
+    """All nodes have left the cluster, and none will come. `wanted` is said when somebody waits for them."""
+
+    def __init__(self, bench: Bench, wanted: Wanted | None = None) -> None:
+        super().__init__()
+        self.bench, self.wanted, self.patience = bench, wanted, 300
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        return ()
+
+    def wait(self, timeout: float | None = None) -> list[Outcome]:
+        assert self.patience, "it would have waited for ever"
+        self.patience -= 1
+        if self.wanted is not None:
+            with self.bench.store() as reader:
+                reader.want(self.wanted)
+        time.sleep(0.1)
+        return []
+
+
+@pytest.mark.parametrize("wanted", ["drain", "stop"])
+def test_a_run_without_workers_ends_when_it_is_told_to(
+    bench: Bench, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "0.6")
+    summary = bench.with_search(strategy="random", trials=2).drive(Deserted(bench, wanted))
+    assert "as was asked for" in summary.reason
+
+
+@pytest.mark.parametrize(("search", "why"), [({"minutes": 0.001}, "0.001 minutes"), ({"trials": 2}, "all 2 trials")])
+def test_a_run_without_workers_ends_with_its_budget(bench: Bench, search: dict[str, Any], why: str) -> None:
+    bench.with_search(strategy="random", trials=2).drive(ScriptedPool())  # by another coordinator, say
+    summary = bench.with_search(strategy="random", **search).drive(Deserted(bench))
+    assert why in summary.reason
+
+
+def test_workers_are_looked_after_during_a_pause(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "0.6")
+    bench = bench.with_search(strategy="random", trials=2)
+    open_store(bench.study, bench.url).close()
+    with bench.store() as reader:
+        reader.want("pause")
+
+    class Rested(ScriptedPool):
+        def rest(self, seconds: float) -> None:
+            with bench.store() as reader:
+                reader.want("run")
+
+    assert bench.drive(Rested()).evaluated == 2
 
 
 @pytest.mark.parametrize("strategy", ["grid", "cmaes"])

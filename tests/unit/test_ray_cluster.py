@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from mergesearch.workers.ray_cluster import Request, evidence
 
@@ -43,3 +44,9 @@ def test_evidence_is_one_line_without_guesses() -> None:
     )
     assert evidence(RuntimeError(said)) == "pid: 7 The actor is dead because all references are gone."
     assert evidence(RuntimeError()) == "RuntimeError"
+
+
+def test_evidence_of_what_failed_in_a_worker_is_the_error_and_not_its_traceback() -> None:
+    traceback = "ray::RayWorker.load() (pid=7)\n" + 20 * "  File 'somewhere.py', line 1, in load\n"
+    error = RayTaskError("load", traceback + "RuntimeError: no driver", RuntimeError("no\ndriver"))
+    assert evidence(error) == "RuntimeError: no driver"
