@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,7 +154,8 @@ class Controller:
             return False
         used_up = self._used_up(self._store.trials(), started)
         if wanted == "pause":
-            self._wait_for("paused, as was asked for; to go on: mergesearch control STUDY.yaml go")
+            file = shlex.quote(str(self._study.parsed.path))
+            self._wait_for(f"paused, as was asked for; to go on: mergesearch control {file} go")
         elif self._out_of_time(started):
             self._summary.reason = used_up
             return False

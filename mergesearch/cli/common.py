@@ -56,7 +56,7 @@ def url_or_environment(url: str | None) -> str:
 
     found = url or storage_from_environment()
     if found is None:
-        raise click.UsageError(f"name a database: a URL, MERGESEARCH_STORAGE or {FILE_VARIABLE}")
+        raise click.UsageError(f"name a database: a URL, MERGESEARCH_STORAGE, {FILE_VARIABLE} or OPTUNA_STORAGE")
     return found
 
 

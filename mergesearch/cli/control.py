@@ -31,4 +31,4 @@ def command(study_file: Path, what: str, storage: str | None) -> None:
     from mergesearch.results.control import control
 
     with open_existing(study_file, storage) as store:
-        click.echo(control(store, what))
+        click.echo(control(store, what, study_file))

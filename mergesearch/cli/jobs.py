@@ -33,7 +33,9 @@ def list_jobs(address: str, output: str) -> None:
     if output == "json":
         print_json([{**asdict(job), "started": job.started and job.started.isoformat()} for job in jobs])
         return
-    rows = [(j.name, j.study, j.state, j.started and f"{j.started:%Y-%m-%d %H:%M}", j.message) for j in jobs]
+    rows = [
+        (j.name, j.study, j.state, j.started and f"{j.started:%Y-%m-%d %H:%M}", last_words(j.message)) for j in jobs
+    ]
     print_table(["job", "study", "state", "started (UTC)", "what"], rows)
 
 
@@ -65,3 +67,8 @@ def stop(job: str, address: str) -> None:
     from mergesearch.workers.ray_jobs import RayJobs
 
     click.echo("asked to stop" if RayJobs(address).stop(job) else "it has ended already")
+
+
+def last_words(message: str) -> str:
+    """Its last words: a failed job's message ends with the error, after up to 20,000 characters of its log."""
+    return message if len(message) <= 120 else f"… {message[-118:]}"

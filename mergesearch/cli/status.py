@@ -58,7 +58,7 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
         title=status.study,
     )
     click.echo(status.summary())
-    click.echo(status.who())
+    click.echo(status.who(study_file))
 
 
 def _score(trial: TrialLine, *, best: bool) -> str:

@@ -104,7 +104,8 @@ class Choice:
 
 def luck_in(value: float, optimism: float | None) -> str:
     """A dev score with what is known of it."""
-    luck = "" if optimism is None else f"; about {optimism:.4f} of it is luck"
+    amount = "" if optimism is None else "less than 0.0001" if optimism < 0.00005 else f"about {optimism:.4f}"
+    luck = amount and f"; {amount} of it is luck"
     return f"{value:.4f} (a selection score{luck})"
 
 

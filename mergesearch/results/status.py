@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
@@ -99,12 +101,15 @@ class Status:
         held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
         return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{held}{ending}{off}"
 
-    def who(self) -> str:
-        """Who drives the study, what they are told, and what nobody drives any more; a line each, for people."""
+    def who(self, study_file: Path) -> str:
+        """Who drives the study, what they are told, and what nobody drives any more; a line each, for people.
+
+        `study_file` goes into the commands that are proposed.
+        """
         in_flight = {c: "1 trial" if c.trials == 1 else f"{c.trials} trials" for c in self.coordinators}
         lines = [f"driven by {c}, {trials} in flight" for c, trials in in_flight.items()] or ["nobody runs it"]
         if self.wanted == "pause":
-            lines.append("paused; to go on: mergesearch control STUDY.yaml go")
+            lines.append(f"paused; to go on: mergesearch control {shlex.quote(str(study_file))} go")
         elif self.wanted != "run" and self.coordinators:
             lines.append(f"told to {self.wanted}")
         if orphaned := self.count("orphaned"):

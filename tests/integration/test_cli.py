@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mergesearch.cli import cli
+from mergesearch.results.choose import luck_in
 from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch
 
 PROGRAM = Path(sys.executable).with_name("mergesearch")
@@ -231,7 +232,7 @@ def test_best_as_table_and_json(tiny: TinyStudy) -> None:
     answer = mergesearch("best", tiny.file)
     assert answer.code == 0
     best = json.loads(mergesearch("best", "-f", "json", tiny.file).out)
-    told = f"dev score {best['value']:.4f} (a selection score; about {best['optimism']:.4f} of it is luck)"
+    told = f"dev score {luck_in(best['value'], best['optimism'])}"
     assert told in answer.out
     assert best["verdict"] in ("merge", "source")
     assert ("so the source is recommended" in answer.out) == (best["verdict"] == "source")
@@ -239,9 +240,7 @@ def test_best_as_table_and_json(tiny: TinyStudy) -> None:
     assert len(best["gain_interval"]) == 2
     assert "weight[retriever] = " in answer.out
     status = mergesearch("status", tiny.file)
-    assert (
-        f"{best['best_value']:.4f} (a selection score; about {best['best_optimism']:.4f} of it is luck)" in status.out
-    )
+    assert luck_in(best["best_value"], best["best_optimism"]) in status.out
     assert best["recipe"]["template"] == "retriever"
     assert len(best["fingerprint"]) == 64
 

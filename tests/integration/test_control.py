@@ -98,7 +98,7 @@ def test_pause_go_drain_and_stop_reach_whoever_drives_the_study(
     assert {t["state"] for t in paused["trials"]} == {"complete"}
     shown = mergesearch("status", tiny.file, "--storage", url).out
     assert f"driven by process {os.getpid()} on " in shown
-    assert "paused; to go on: mergesearch control" in shown
+    assert f"paused; to go on: mergesearch control {tiny.file} go" in shown
 
     before = running.finished
     control("go")

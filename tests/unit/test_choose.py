@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import GroupRecipe, MergeRecipe
 from mergesearch.resolving import load_study
-from mergesearch.results.choose import Candidate, choose, pick
+from mergesearch.results.choose import Candidate, choose, luck_in, pick
 from mergesearch.results.distance import Distances
 from mergesearch.results.status import read_status
 from mergesearch.session import open_store
@@ -302,3 +302,9 @@ def test_methods_that_are_no_linear_map_are_compared_by_coefficients(linear: Stu
     assert Distances(other).nearest(recipe) == (pytest.approx(0.25), "retriever")
     opaque = replace(linear, method=replace(linear.method, properties=frozenset()))
     assert Distances(opaque).nearest(recipe) == (math.inf, None)
+
+
+def test_luck_too_small_for_its_digits_is_not_called_zero() -> None:
+    assert luck_in(0.3736, 0.00001) == "0.3736 (a selection score; less than 0.0001 of it is luck)"
+    assert luck_in(0.3736, 0.0074) == "0.3736 (a selection score; about 0.0074 of it is luck)"
+    assert luck_in(0.3736, None) == "0.3736 (a selection score)"
