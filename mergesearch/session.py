@@ -166,7 +166,8 @@ def run_study(
     if entry.kind == "ray":
         refuse_visible_password()
     residency: Residency = entry.residency
-    if workers.make_room(study):
+    loaded = workers.make_room(study)
+    if loaded:
         listener.planned("sources: where they are, the model too")
     elif entry.address is None:  # elsewhere the memory is not this machine's
         plan = check_memory(study)
@@ -175,6 +176,8 @@ def run_study(
     else:
         listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
     study = with_losses(study, store, listener.measured)
+    if entry.kind == "ray" and not loaded:
+        listener.planned("workers: Ray starts them, and they load the sources")
     controller = Controller(study, store, workers.serve(study, progress, residency), listener)
     try:
         return controller.run()

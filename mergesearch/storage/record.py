@@ -22,6 +22,7 @@ _WORDS = tuple(
         (r"merge\.space\.shares", "merge.coefficients, knots"),
         (r"merge\.groups\.([^.]+)\.places", r"merge.groups: layers of \1"),
         (r"merge\.order", "sources (order)"),
+        (r"merge\.measured\.loss", "merge.coefficients.loss"),
         (r"merge\.measured", "merge.examples"),
         (r"evaluation\.looks\.shares", "search.racing.looks"),
         (r"evaluation\.looks", "search.racing"),

@@ -127,7 +127,9 @@ def wrong_server(clock: Path) -> Iterator[PostgresServer]:
         server.remove()
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [2, 20])
 def test_clocks_that_are_ten_minutes_apart(
     tiny: TinyStudy,
     tmp_path: Path,

@@ -140,7 +140,7 @@ def test_other_examples_are_refused_and_what_made_no_difference_is_not(finished:
         change()
         refused = mergesearch("run", finished.file)
         assert refused.code == ResumeError.exit_code
-        assert "merge.measured." in refused.err
+        assert "merge.examples." in refused.err
         file.write_text(before, encoding="utf-8")
         finished.change("merge", "examples", to=EXAMPLES)
     file.rename(finished.folder / "moved.jsonl")
@@ -157,7 +157,7 @@ def test_losses_may_be_given(tiny: TinyStudy) -> None:
         str({"domain": 1.0, "third": 2.5, "fourth": 2.0})
     }
     tiny.change("merge", "coefficients", "loss", "third", to=2.0)
-    assert "merge.measured.loss.third" in mergesearch("run", tiny.file).err
+    assert "merge.coefficients.loss.third" in mergesearch("run", tiny.file).err
 
 
 def test_with_the_base_only_nothing_is_measured(tiny: TinyStudy) -> None:

@@ -58,7 +58,7 @@ def test_sources_that_changed_places_are_another_study(tiny: TinyStudy, tmp_path
     tiny.write(content)
     ran = mergesearch("run", tiny.file)
     assert ran.code != 0
-    assert "merge.order" in ran.err
+    assert "sources (order)" in ran.err
 
 
 @pytest.mark.parametrize("name", CASES)

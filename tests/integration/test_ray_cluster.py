@@ -160,6 +160,7 @@ def test_a_study_goes_on_while_nodes_join_and_leave(
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_auto_has_as_many_workers_as_the_cluster_has_room_for(cluster: Cluster, study: Study) -> None:
     with (
         nodes(cluster, 2) as (node, _),

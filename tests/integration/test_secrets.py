@@ -50,6 +50,7 @@ def of_processes(given: psutil.Process) -> dict[int, bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_command_and_no_process_that_it_starts_shows_the_password(
     tiny: TinyStudy,

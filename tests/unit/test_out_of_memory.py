@@ -45,6 +45,7 @@ def test_failed_allocations_are_told_from_other_failures() -> None:
     assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
+@pytest.mark.slow
 def test_a_process_without_memory_to_spare(tmp_path: Path) -> None:
     """Torch really fails to allocate: smaller batches give the same scores, and the next trial starts with them."""
     tiny = make_study(tmp_path)

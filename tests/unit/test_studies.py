@@ -30,7 +30,7 @@ def test_study_opens_with_the_command_that_runs_it(file: Path) -> None:
     assert program == "mergesearch"
     # Parsing only: unknown options and missing arguments are errors.
     context: click.Context = command.make_context(name, arguments)
-    assert context.params["study_file"] == file.relative_to(ROOT)
+    assert context.params["study_files"] == (file.relative_to(ROOT),)
 
 
 def test_study_names_are_unique() -> None:
