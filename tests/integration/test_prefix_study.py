@@ -167,6 +167,7 @@ def cluster() -> Iterator[None]:
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
 def test_two_ray_workers_take_subtrees_of_their_own(tmp_path: Path, cluster: None) -> None:
     """Each is given another value of the lower group when it has done with one, and no value begins twice but at the

@@ -84,6 +84,7 @@ def outcomes(pool: WorkerPool, tasks: list[Task]) -> list[Outcome]:
     return [found[task.number] for task in tasks]
 
 
+@pytest.mark.slow
 def test_local_and_ray_workers_stop_the_same_trials_at_the_same_look(tiny: TinyStudy) -> None:
     study = load_study(tiny.file)
     spec = study.evaluator_spec(threads=1)

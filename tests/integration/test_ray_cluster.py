@@ -111,6 +111,7 @@ class Eventful(WorkerPool):
         """The pool goes on for others."""
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_while_nodes_join_and_leave(
     cluster: Cluster, study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -290,6 +290,7 @@ def test_a_worker_that_is_stopped_loses_its_trial_and_is_replaced_and_what_it_sa
     assert gone([stopped])
 
 
+@pytest.mark.slow
 def test_a_worker_that_stays_stopped_is_killed_all_the_same(study: Study, pool: RayPool) -> None:
     name = pool.idle[0]
     stopped = psutil.Process(pool.pids[name])

@@ -125,6 +125,7 @@ def test_a_password_on_the_command_line_is_told_of_once(tiny: TinyStudy, postgre
     assert not any(secret in answer.out + answer.err for secret in secrets)
 
 
+@pytest.mark.slow
 def test_with_ray_a_password_on_the_command_line_is_refused(tiny: TinyStudy, postgres_url: str) -> None:
     """Ray keeps the command line of whoever uses it, for all to see."""
     done = subprocess.run(

@@ -140,6 +140,7 @@ def test_it_learns_from_trials_of_another_strategy(own: TinyStudy) -> None:
     assert len(reports[0].left_out) >= 7
 
 
+@pytest.mark.slow
 def test_ray_workers_predict_what_a_local_one_does(
     own: TinyStudy, whole: tuple[list[tuple[object, ...]], list[ScreeningReport]]
 ) -> None:
