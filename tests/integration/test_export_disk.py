@@ -143,6 +143,7 @@ while line := sys.stdin.readline():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_export_leaves_the_old_one_or_the_new_one(
     finished: tuple[Study, StudyStore], tiny: TinyStudy, tmp_path: Path

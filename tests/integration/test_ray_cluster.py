@@ -35,7 +35,10 @@ from tests.commands import PATIENCE_SECONDS
 from tests.controller_toys import Diary
 from tests.tiny_studies import make_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray")
+pytestmark = [
+    pytest.mark.slow,  # they start clusters of several nodes
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning:ray"),
+]
 
 NODE = {"num_cpus": 2, "memory": 1 << 30, "object_store_memory": 128 << 20}
 WORKER_MEMORY = 700 << 20
@@ -111,7 +114,6 @@ class Eventful(WorkerPool):
         """The pool goes on for others."""
 
 
-@pytest.mark.slow
 def test_a_study_goes_on_while_nodes_join_and_leave(
     cluster: Cluster, study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,7 +163,6 @@ def test_a_study_goes_on_while_nodes_join_and_leave(
     assert not ray.is_initialized()
 
 
-@pytest.mark.slow
 def test_auto_has_as_many_workers_as_the_cluster_has_room_for(cluster: Cluster, study: Study) -> None:
     with (
         nodes(cluster, 2) as (node, _),

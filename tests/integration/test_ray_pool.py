@@ -241,6 +241,7 @@ def test_a_trial_whose_worker_is_killed_is_evaluated_by_a_rebuilt_one_and_ends_o
     assert [o.result.value for _, o in sorted(fresh.items()) if o.result] == [t.value for t in trials]
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_more_workers_than_allowed_fails_with_the_evidence(
     study: Study, pool: RayPool, tmp_path: Path
 ) -> None:
@@ -347,7 +348,8 @@ def test_more_workers_than_cpus_are_refused(cluster: None, study: Study) -> None
         RayPool(replace(study.evaluator_spec(), threads=4), 3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: Path, number: signal.Signals) -> None:
     own = copy_study(tiny, tmp_path / "study").change("search", to={"strategy": "random", "minutes": 600})
     own.change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
@@ -366,6 +368,7 @@ def test_a_program_that_ends_takes_its_cluster_along(tiny: TinyStudy, tmp_path: 
     assert gone(descendants)
 
 
+@pytest.mark.slow
 def test_an_idle_worker_stays_for_another_study_and_one_at_work_begins_anew(
     cluster: None, tiny: TinyStudy, study: Study
 ) -> None:

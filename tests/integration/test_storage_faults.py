@@ -92,9 +92,10 @@ def leave_an_orphan(url: str, name: str) -> int:
         return number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
-    [Loss.ACKNOWLEDGEMENT, *(pytest.param(loss, marks=pytest.mark.slow) for loss in (Loss.COMMIT, Loss.DELAYED))],
+    [Loss.ACKNOWLEDGEMENT, Loss.COMMIT, Loss.DELAYED],
 )
 def test_each_commit_of_a_small_study_is_lost_in_turn(postgres_url: str, proxy: PostgresProxy, loss: Loss) -> None:
     for count in itertools.count(1):
@@ -204,6 +205,7 @@ def start_and_begin(url: str, told: Any) -> None:
                 told.put((seen, number))
 
 
+@pytest.mark.slow
 def test_eight_processes_on_an_empty_database(postgres_url: str) -> None:
     """All open one study that is not there yet; each number is proposed by one of them."""
     context = multiprocessing.get_context("forkserver")

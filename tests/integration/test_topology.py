@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.postgres"]
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 6
 
 
