@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import ResumeError, StorageError, unknown
-from mergesearch.storage.engine import Database
+from mergesearch.storage.engine import Database, redact_urls
 from mergesearch.storage.record import StudyRecord, changes, check_resumable, plain
 from mergesearch.storage.tables import (
     CoordinatorRow,
@@ -202,3 +202,33 @@ def _remove_deleted_studies(engine: sa.Engine) -> None:
         for table in (TrialRow, CoordinatorRow, HistoryRow, ReadingRow, LossRow):
             session.execute(sa.delete(table).where(table.study_id.in_(gone)))
         session.execute(sa.delete(StudyRow).where(StudyRow.id.in_(gone)))
+
+
+def probe_writing(database: Database, engine: sa.Engine) -> None:
+    """Finds out at the start, and not after the first hour of work, whether the database can be written.
+
+    Raises:
+        StorageError: the server is a read-only replica.
+    """
+    with engine.connect() as connection:
+        if database.is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+        elif connection.scalar(sa.text("SELECT current_setting('transaction_read_only')")) == "on":
+            raise StorageError(f"{database.shown}: the server is a read-only replica. Name the primary.")
+        connection.rollback()
+
+
+def stored_form(database: Database, name: str, record: StudyRecord | None) -> StudyRecord | None:
+    """A record as it may be stored, without passwords; None for None."""
+    if record is None:
+        return None
+    return replace(
+        record,
+        name=name,
+        score_relevant=redact_urls(record.score_relevant),
+        other=redact_urls(record.other),
+        study_file=database.without_secrets(record.study_file),
+        file_name=redact_urls(record.file_name),
+    )

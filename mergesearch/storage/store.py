@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -19,11 +18,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, load_only
 
 from mergesearch.errors import StorageError
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
+from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
-from mergesearch.storage import lock, opening, schema, scores
+from mergesearch.storage import attributes, lock, opening, schema, scores
 from mergesearch.storage.coordinators import Membership, Wanted, new_session, take_over
-from mergesearch.storage.engine import Database, redact_urls
+from mergesearch.storage.engine import Database
 from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
@@ -37,8 +36,6 @@ from mergesearch.storage.transaction import (
 
 NOTES_ATTR = "notes"
 """Attribute of a study: what its last run was told before trusting its outcome."""
-ATTRIBUTE_CHARACTERS = 4_000
-"""The most that one user attribute may weigh as JSON: every reader of the study loads all of them."""
 
 MOST_LATE_SHOWN = 10
 """Of a trial's late results, as attribute; all of them are kept."""
@@ -109,7 +106,7 @@ class StudyStore(StudyReader):
             if right is not None:
                 undo.callback(right.release)
             if exclusive:
-                _probe_writing(database, engine)
+                opening.probe_writing(database, engine)
             # The server is there and lets us in; should it go away now, it is waited for.
             store = going_on(
                 lambda: cls._join(database, engine, study_name, record, exclusive=exclusive),
@@ -130,7 +127,7 @@ class StudyStore(StudyReader):
             undo.callback(storage.engine.dispose)
             with schema.one_at_a_time(database, engine, f"study:{study_name}") if exclusive else nullcontext():
                 found = opening.find_study(database, storage, study_name)
-                clean = _stored_form(database, study_name, record)
+                clean = opening.stored_form(database, study_name, record)
                 if found is not None and clean is not None:
                     opening.resume_study(database, storage.engine, found[1], clean, write=exclusive)
                 elif found is None and clean is not None and exclusive:
@@ -207,7 +204,7 @@ class StudyStore(StudyReader):
             StorageError: `logical_id` is taken by a trial of this coordinator of another recipe, a parameter does not
                 fit its distribution or those of earlier trials, or an attribute is too large.
         """
-        attributes = {"recipe": recipe.fingerprint, **_attributes(attrs)}
+        shown = {"recipe": recipe.fingerprint, **attributes.checked(attrs)}
         begun: list[tuple[int, tuple[int, int]]] = []  # number and keys, one per attempt of the transaction
         held_by, leases = self._member.id, 0 if worker is None else 1
 
@@ -239,7 +236,7 @@ class StudyStore(StudyReader):
                     state=TrialState.RUNNING,
                     params=dict(params),
                     distributions=dict(distributions),
-                    user_attrs=attributes,
+                    user_attrs=shown,
                     system_attrs={opening.LOGICAL_ID_KEY: logical_id},
                 )
                 self._check_distributions(distributions)
@@ -309,7 +306,9 @@ class StudyStore(StudyReader):
         value = scores.check(result)
         state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
         worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
-        attributes = _attributes({**_costs(replace(result, worker=worker, notes=notes)), **_held(gpu_seconds)})
+        shown = attributes.checked(
+            {**attributes.costs(replace(result, worker=worker, notes=notes)), **attributes.held(gpu_seconds)}
+        )
         looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
 
         with self._driving():
@@ -324,7 +323,7 @@ class StudyStore(StudyReader):
                 for position, (column, given) in enumerate(zip(columns, result.collections, strict=True)):
                     packed = scores.pack_looks(given.looks)
                     session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))
-                write_trial_attributes(session, row.optuna_trial_id, attributes)
+                write_trial_attributes(session, row.optuna_trial_id, shown)
                 write_intermediate_values(session, row.optuna_trial_id, [look.mean for look in result.looks])
 
             told = self._end(number, state, value, end, epoch)
@@ -336,11 +335,11 @@ class StudyStore(StudyReader):
     def fail(self, number: int, reason: str, *, epoch: int | None = None, gpu_seconds: float = 0.0) -> Told:
         """Ends a trial without scores; the reason is kept, its beginning as the attribute `failure`."""
         text = self._text(reason)
-        attributes = {"failure": text[: ATTRIBUTE_CHARACTERS // 8], **_held(gpu_seconds)}
+        shown = {"failure": text[: attributes.SHORT], **attributes.held(gpu_seconds)}
 
         def end(session: Session, row: TrialRow) -> None:
             row.outcome, row.reason = opening.OUTCOMES[TrialState.FAIL], text
-            write_trial_attributes(session, row.optuna_trial_id, attributes)
+            write_trial_attributes(session, row.optuna_trial_id, shown)
 
         with self._driving():
             told = self._end(number, TrialState.FAIL, None, end, epoch)
@@ -491,61 +490,3 @@ class StudyStore(StudyReader):
 def _let_go(connection: sa.Connection) -> None:
     with suppress(SQLAlchemyError):  # a connection that is lost holds nothing
         connection.close()
-
-
-def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """User attributes that may be stored. Trials are found again by them, so words in them stay as they are."""
-    clean: dict[str, Any] = redact_urls(attrs)
-    for key, value in clean.items():
-        if len(json.dumps(value)) > ATTRIBUTE_CHARACTERS:
-            raise StorageError(f"the trial attribute {key!r} is larger than {ATTRIBUTE_CHARACTERS} characters.")
-    return clean
-
-
-def _held(gpu_seconds: float) -> dict[str, float]:
-    return {GPU_SECONDS_ATTR: round(gpu_seconds, 6)} if gpu_seconds else {}
-
-
-def _costs(result: TrialResult) -> dict[str, Any]:
-    attributes: dict[str, Any] = {f"seconds_{phase}": round(float(s), 6) for phase, s in result.seconds.items()}
-    attributes["tokens"] = int(result.tokens)
-    if result.layer_tokens:
-        attributes["layer_tokens"] = int(result.layer_tokens)
-    attributes["worker"] = result.worker
-    attributes[QUERIES_ATTR] = sum(len(c.query_ids) for c in result.collections)
-    attributes["scores"] = {f"{c.metric} {c.collection}": c.mean for c in result.collections}
-    if result.looks:
-        attributes["looks"] = [asdict(look) for look in result.looks]
-    if result.estimate is not None:
-        attributes[ESTIMATE_ATTR] = result.estimate
-        attributes["stopped_by"] = result.stopped_by
-    if result.out_of_memory:
-        attributes["out_of_memory"] = result.out_of_memory
-    if result.notes:
-        attributes["notes"] = "; ".join(result.notes)[: ATTRIBUTE_CHARACTERS // 8]
-    return attributes
-
-
-def _probe_writing(database: Database, engine: sa.Engine) -> None:
-    """Finds out at the start, and not after the first hour of work, whether the database can be written."""
-    with engine.connect() as connection:
-        if database.is_sqlite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
-        elif connection.scalar(sa.text("SELECT current_setting('transaction_read_only')")) == "on":
-            raise StorageError(f"{database.shown}: the server is a read-only replica. Name the primary.")
-        connection.rollback()
-
-
-def _stored_form(database: Database, name: str, record: StudyRecord | None) -> StudyRecord | None:
-    if record is None:
-        return None
-    return replace(
-        record,
-        name=name,
-        score_relevant=redact_urls(record.score_relevant),
-        other=redact_urls(record.other),
-        study_file=database.without_secrets(record.study_file),
-        file_name=redact_urls(record.file_name),
-    )

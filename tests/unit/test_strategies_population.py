@@ -17,7 +17,7 @@ from mergesearch.search.population import pack_genes, unpack_genes
 from mergesearch.search.strategies.cmaes import CMAES, CMAESOptions
 from mergesearch.search.strategies.evolution import Evolution, EvolutionOptions
 from mergesearch.search.strategy import Strategy
-from mergesearch.storage.store import ATTRIBUTE_CHARACTERS
+from mergesearch.storage.attributes import MOST_CHARACTERS
 from tests.search_toys import SPACES, drive, drive_in_parallel, make_space, make_trial, quadratic
 
 THREE = SPACES["three"]
@@ -116,7 +116,7 @@ def test_a_generation_in_many_dimensions_fits_into_a_study(n_dimensions: int, st
     trials = drive(one, 4, quadratic(space))
     for trial in trials:
         attrs = trial.user_attrs["proposal"]
-        assert len(json.dumps(attrs)) <= ATTRIBUTE_CHARACTERS
+        assert len(json.dumps(attrs)) <= MOST_CHARACTERS
         assert ("genes" in attrs) == stored
     proposal = one.propose(trials, 4)
     assert proposal is not None
