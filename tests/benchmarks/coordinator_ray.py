@@ -77,7 +77,10 @@ def main() -> None:
     counts = [int(n) for n in arguments.workers.split(",")]
     os.environ[SECONDS] = str(arguments.seconds)
     server, rows = PostgresServer(programs), []
-    hook = {"worker_process_setup_hook": "tests.benchmarks.coordinator_ray.last_a_second"}
+    hook = {
+        "worker_process_setup_hook": "tests.benchmarks.coordinator_ray.last_a_second",
+        "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},  # where the hook is found
+    }
     try:
         server.start()
         ray.init(num_cpus=max(counts), include_dashboard=False, log_to_driver=False, runtime_env=hook)
