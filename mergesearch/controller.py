@@ -327,7 +327,7 @@ class Controller:
     def _start_waiting(self, history: Sequence[FrozenTrial]) -> bool:
         """Start the first trial that waits, except for those whose recipe a worker holds."""
         for trial in self._waiting:
-            if not self._is_held(trial.fingerprint, history):
+            if not self._is_held(trial.fingerprint, history, before=trial.number):
                 self._waiting.remove(trial)
                 known = self._known(trial.fingerprint, history, raced=trial.raced)
                 if known is not None:
@@ -353,13 +353,19 @@ class Controller:
             return None
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
-    def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial]) -> bool:
-        """Whether a worker has the recipe, here or at another coordinator."""
+    def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial], *, before: float = math.inf) -> bool:
+        """Whether a worker has the recipe, here or, for a trial of a lower number than `before`, elsewhere.
+
+        Of two coordinators that have taken over trials of an equal recipe, only one waits for the other.
+        """
         if any(trial.fingerprint == fingerprint for trial in self._flight.values()):
             return True
         ours = {trial.number for trial in self._waiting}
         return any(
-            t.state == TrialState.RUNNING and t.number not in ours and t.user_attrs.get("recipe") == fingerprint
+            t.state == TrialState.RUNNING
+            and t.number < before
+            and t.number not in ours
+            and t.user_attrs.get("recipe") == fingerprint
             for t in history
         )
 

@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from mergesearch import controller
 from mergesearch.controller import Controller
 from mergesearch.resolving import load_study
 from mergesearch.session import open_store
+from mergesearch.storage.tables import TrialRow
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, ScriptedPool, scored
 from tests.tiny_studies import TinyStudy, make_study
@@ -131,3 +134,22 @@ def test_a_pause_holds_until_it_is_ended(bench: Bench, monkeypatch: pytest.Monke
                 reader.want("run")
 
     assert bench.drive(ScriptedPool(), Waiting()).evaluated == 4
+
+
+def test_two_that_have_taken_over_trials_of_an_equal_recipe_do_not_wait_for_each_other(bench: Bench) -> None:
+    bench = bench.with_search(strategy="random", trials=4)
+    with open_store(bench.study, bench.url) as store:
+        recipe = bench.study.recipe_of(bench.study.sources_alone()["retriever"])
+        for name in ("a", "b"):
+            store.begin({}, {}, recipe=recipe, attrs={"label": name}, logical_id=name)
+    with open_store(bench.study, bench.url) as one, open_store(bench.study, bench.url) as other:
+        taken = one.adopt()
+        assert [t.number for t in taken] == [0, 1]
+        drives = [Controller(bench.study, s, ScriptedPool(), Diary()) for s in (one, other)]
+        one._holding.clear()  # its controller is to find its own
+        with Session(one._storage.engine) as session, session.begin():
+            for row in session.scalars(sa.select(TrialRow).where(TrialRow.number == 0)):
+                row.coordinator_id = other.coordinator
+        summaries = together(*(d.run for d in drives))
+    assert sum(s.adopted for s in summaries) == 2
+    assert {state for _, state, *_ in bench.table()} == {"COMPLETE"}
