@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.tiny_studies import TinyStudy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,3 +43,17 @@ def shared_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor fill the user's cache."""
     os.environ["MERGESEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def grid_study(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> TinyStudy:
+    """A tiny grid over two segments that was run to its end. Only to be read: whoever changes it takes a copy."""
+    from mergesearch import load_study, open_store, run_study
+    from tests.tiny_studies import make_study
+
+    made = make_study(tmp_path_factory.mktemp("grid"))
+    made.change("search", "strategy", to={"name": "grid"}).change("search", "trials", to=None)
+    study = load_study(made.file)
+    with open_store(study) as store:
+        run_study(study, store)
+    return made

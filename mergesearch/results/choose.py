@@ -20,7 +20,7 @@ from mergesearch.errors import MergesearchError
 from mergesearch.evaluation.luck import Luck
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.results.distance import Distances
-from mergesearch.storage.store import StudyStore
+from mergesearch.storage.reader import StudyReader
 from mergesearch.study import Study
 
 
@@ -143,7 +143,7 @@ class ScoredTrial:
     optimism: float
 
 
-def choose(study: Study, store: StudyStore) -> Choice:
+def choose(study: Study, store: StudyReader) -> Choice:
     """Apply the rule to everything the study has scored on all its queries.
 
     Raises:
@@ -213,7 +213,7 @@ def pick(candidates: Sequence[Candidate]) -> Choice:
     )
 
 
-def best_optimism(store: StudyStore) -> float | None:
+def best_optimism(store: StudyReader) -> float | None:
     """`Choice.best_optimism` without the study's files; None where no trial has scores per query."""
     results = store.scored()
     scored = [t for t in scored_trials(store) if t.number in results]
@@ -231,7 +231,7 @@ def luck_of(trials: Sequence[Sequence[CollectionScores]]) -> Luck:
     return Luck(scores_TQ, [len(c.scores) for c in first], [c.weight for c in first])
 
 
-def scored_trials(store: StudyStore) -> list[ScoredTrial]:
+def scored_trials(store: StudyReader) -> list[ScoredTrial]:
     """Every evaluated recipe once, under the first trial that scored it, in the order of trials.
 
     Trials that were given up before their last query (PRUNED) are not among them.

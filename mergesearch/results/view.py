@@ -1,0 +1,175 @@
+"""A study as people look at it: what figures, notes, reports and comparisons are made from.
+
+Read once from the database; nothing is encoded, and no weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
+from mergesearch.recipe import MergeRecipe
+from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.storage.reader import Reading, StudyReader
+from mergesearch.storage.record import StudyRecord
+from mergesearch.study import Study
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """One trial.
+
+    Attributes:
+        number: Optuna's.
+        state: `complete`, `pruned`, `fail` or `running`.
+        label: its coefficients or its anchor's name, for people.
+        params: Optuna's parameters by name; empty for anchors that are no point of the space.
+        value: the dev score, a selection score; None without one, and for trials that were stopped.
+        estimate: of a trial that was stopped, what its value would have been, about.
+        predicted, deviation: what was predicted of it before it was evaluated; None where nothing was.
+        recipe, result: what was merged and what came back; None for trials that brought nothing.
+        reused: its score is that of an earlier trial with an equal recipe: nothing was encoded for it.
+        tokens: encoded for it.
+        seconds: wall seconds per phase.
+        gpu_seconds: what workers were held for it, see `GPU_SECONDS_ATTR`.
+        started, ended: by the coordinator's clock.
+        failure: why it has no score.
+    """
+
+    number: int
+    state: str
+    label: str
+    params: Mapping[str, float | int | str]
+    value: float | None
+    estimate: float | None
+    predicted: float | None
+    deviation: float | None
+    recipe: MergeRecipe | None
+    result: TrialResult | None
+    reused: bool
+    tokens: int
+    seconds: Mapping[str, float]
+    gpu_seconds: float
+    started: datetime | None
+    ended: datetime | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A whole study.
+
+    Attributes:
+        study: the resolved study.
+        record: what the database keeps of it.
+        trials: in number order.
+        choice: what `choose` says; None while no trial has a score.
+        readings: of test splits, oldest first.
+        history: what happened to the study, oldest first: (when, event, detail).
+    """
+
+    study: Study
+    record: StudyRecord
+    trials: tuple[TrialView, ...]
+    choice: Choice | None
+    readings: tuple[Reading, ...]
+    history: tuple[tuple[datetime, str, Mapping[str, Any]], ...]
+
+    @property
+    def metric(self) -> str:
+        """For example `ndcg@10`."""
+        return self.study.parsed.content.evaluation.metric
+
+    @cached_property
+    def scored(self) -> tuple[TrialView, ...]:
+        """Trials with a value and scores per query, each recipe once, in number order."""
+        once: dict[str, TrialView] = {}
+        for t in self.trials:
+            if t.value is not None and t.recipe is not None and t.result is not None:
+                once.setdefault(t.recipe.fingerprint, t)
+        return tuple(once.values())
+
+    @cached_property
+    def chosen(self) -> TrialView | None:
+        """What `choose` names."""
+        return None if self.choice is None else self._numbered(self.choice.number)
+
+    @cached_property
+    def highest(self) -> TrialView | None:
+        """The highest dev score."""
+        return None if self.choice is None else self._numbered(self.choice.best_number)
+
+    @cached_property
+    def sources(self) -> Mapping[str, TrialView]:
+        """The scored trials of sources alone, as the study's space can give them, by source."""
+        study = self.study
+        return self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+
+    @cached_property
+    def uniform(self) -> TrialView | None:
+        """The scored trial of the uniform average."""
+        even = self.study.uniform_average()
+        return None if even is None else self._of({"": self.study.recipe_of(even)}).get("")
+
+    def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
+        """Trials with a value in the order in which they ended, each with the highest value until then."""
+        found, best = [], float("-inf")
+        scored = [t for t in (self.trials if trials is None else trials) if t.value is not None and t.ended is not None]
+        for t in sorted(scored, key=lambda t: (t.ended, t.number)):
+            assert t.value is not None
+            best = max(best, t.value)
+            found.append((t, best))
+        return found
+
+    def _numbered(self, number: int) -> TrialView:
+        return next(t for t in self.trials if t.number == number)
+
+    def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
+        scored = {t.recipe.fingerprint: t for t in self.scored if t.recipe is not None}
+        return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
+
+
+def read_view(study: Study, store: StudyReader) -> StudyView:
+    """Read a study whole.
+
+    Args:
+        study: the resolved study.
+        store: its records.
+    """
+    scored = store.scored()
+    trials = []
+    for t in store.trials():
+        attrs = t.user_attrs
+        state = t.state.name.lower()
+        recipe, result = scored.get(t.number, (None, None))
+        seconds = {k.removeprefix("seconds_"): float(v) for k, v in attrs.items() if k.startswith("seconds_")}
+        trials.append(
+            TrialView(
+                number=t.number,
+                state=state,
+                label=str(attrs.get("label", "")),
+                params=dict(t.params),
+                value=t.value if state == "complete" else None,
+                estimate=attrs.get(ESTIMATE_ATTR),
+                predicted=attrs.get("predicted"),
+                deviation=attrs.get("deviation"),
+                recipe=recipe,
+                result=result,
+                reused="duplicate_of" in attrs,
+                tokens=attrs.get("tokens") or 0,
+                seconds=seconds,
+                gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
+                started=t.datetime_start,
+                ended=t.datetime_complete,
+                failure=attrs.get("failure"),
+            )
+        )
+    try:
+        choice = choose(study, store)
+    except NothingScoredError:
+        choice = None
+    return StudyView(study, store.record, tuple(trials), choice, tuple(store.test_readings()), tuple(store.history()))
