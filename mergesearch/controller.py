@@ -33,7 +33,8 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
 from mergesearch.search.registry import Strategy
 from mergesearch.search.strategy import SOURCE_ATTR
-from mergesearch.storage.store import StudyStore, Told
+from mergesearch.storage.driving import Told
+from mergesearch.storage.store import StudyStore
 from mergesearch.study import Anchor, Study
 from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening

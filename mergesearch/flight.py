@@ -46,7 +46,7 @@ class Flight:
         waiting: trials for the next idle worker, in their order.
     """
 
-    def __init__(self, gpus: float) -> None:
+    def __init__(self, gpus: int) -> None:
         self.waiting: deque[OpenTrial] = deque()
         self._gpus = gpus
         self._with_worker: dict[int, OpenTrial] = {}
