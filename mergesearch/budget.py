@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.evaluation.result import GPU_SECONDS_ATTR
-from mergesearch.study_file import SearchEntry
+from mergesearch.study_schema import SearchEntry
 
 
 class Budget:
