@@ -24,14 +24,8 @@ from mergesearch.search.ranges import number
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
-from mergesearch.study_file import (
-    RESERVED_SOURCE_NAMES,
-    CollectionEntry,
-    ExamplesEntry,
-    GroupsEntry,
-    ParsedStudy,
-    WorkersEntry,
-)
+from mergesearch.study_file import ParsedStudy
+from mergesearch.study_schema import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, WorkersEntry
 
 Key = str | int
 _SOURCE = re.compile(r"source '([^']+)'")

@@ -29,7 +29,8 @@ from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
-from mergesearch.study_file import ParsedStudy, PromptsEntry, SourceEntry
+from mergesearch.study_file import ParsedStudy
+from mergesearch.study_schema import PromptsEntry, SourceEntry
 from mergesearch.workers.evaluator import CollectionSpec
 
 _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})

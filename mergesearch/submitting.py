@@ -16,7 +16,8 @@ from typing import Any
 from mergesearch.errors import Problem, StorageError
 from mergesearch.storage.engine import Database
 from mergesearch.storage.secrets import FILE_VARIABLE, holds_password
-from mergesearch.study_file import ParsedStudy, StudyFile, storage_url
+from mergesearch.study_file import ParsedStudy, storage_url
+from mergesearch.study_schema import StudyFile
 
 MOST_BYTES = 10 << 20
 """Of a file that travels with the study."""

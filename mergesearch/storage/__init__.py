@@ -18,6 +18,7 @@ moment and the database still holds every trial exactly once, either running or 
     scores.py       per-query scores to rows and back, to the bit
     opening.py      finding, making, comparing and mending a study when it is opened
     reader.py       what can be read of a study
+    driving.py      what a coordinator does to trials: begin, lease, take over, end
     store.py        `StudyStore`: the one class that callers need
     listing.py      the studies of a database
 
@@ -27,11 +28,12 @@ epoch is kept aside instead of being recorded.
 
 from __future__ import annotations
 
+from mergesearch.storage.driving import Told
 from mergesearch.storage.engine import redact
 from mergesearch.storage.listing import StudySummary, list_studies
 from mergesearch.storage.reader import Reading, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
-from mergesearch.storage.store import StudyStore, Told
+from mergesearch.storage.store import StudyStore
 
 __all__ = [
     "Reading",

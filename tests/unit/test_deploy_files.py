@@ -123,6 +123,7 @@ def test_the_image_is_not_run_by_root_and_built_of_little() -> None:
             assert (ROOT / path).exists()
     for line in re.findall(r"pip install .*(?:\n.*)?", dockerfile):
         assert "--constraint constraints.txt" in line
+    assert set(re.findall(r"https?://([^:/\s]+)", dockerfile)) == {"127.0.0.1"}  # whose index is the builder's choice
 
 
 def test_kuberay_runs_the_version_of_ray_that_the_image_has_with_a_token() -> None:

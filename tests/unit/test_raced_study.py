@@ -17,7 +17,8 @@ from mergesearch.results.status import read_status
 from mergesearch.search.strategy import Proposal, Strategy
 from mergesearch.session import open_store
 from mergesearch.study import Study
-from mergesearch.study_file import RacingEntry, parse_study
+from mergesearch.study_file import parse_study
+from mergesearch.study_schema import RacingEntry
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import QUERIES, Bench, Diary, ScriptedPool, check_ended, dying, scored
 from tests.tiny_studies import TinyStudy, make_study

@@ -9,7 +9,8 @@ import pytest
 
 from mergesearch.errors import StudyFileError
 from mergesearch.study_checks import check_file
-from mergesearch.study_file import memory_bytes, parse_study, parse_study_text, storage_url
+from mergesearch.study_file import parse_study, parse_study_text, storage_url
+from mergesearch.study_schema import memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
