@@ -14,9 +14,10 @@ from mergesearch.memory_planning import check_memory, worker_memory
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.secrets import passwords_kept_from_children, refuse_visible_password
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Study, versions
+from mergesearch.study import Study
 from mergesearch.study_file import storage_url
 from mergesearch.surrogate.report import ScreeningReport
+from mergesearch.versions import versions
 from mergesearch.workers.evaluator import BatchProgress
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import WorkerPool

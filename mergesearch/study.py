@@ -6,11 +6,9 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -419,24 +417,3 @@ def _device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what scores may depend on, and of this machine's Python."""
-    names = (
-        "mergesearch",
-        "torch",
-        "transformers",
-        "sentence-transformers",
-        "optuna",
-        "numpy",
-        "tokenizers",
-        "ray",
-    )
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # an extra that is not installed
-            continue
-    return found

@@ -15,6 +15,7 @@ from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.listener import Listener, Summary
 from mergesearch.resolving import resolve
 from mergesearch.session import open_store
+from mergesearch.storage.coordinators import Wanted
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.pool import Outcome, ScreeningResult, ScreeningTask, Task, WorkerPool
@@ -139,6 +140,11 @@ class Bench:
     def store(self) -> StudyStore:
         """The database as a reader sees it."""
         return StudyStore.open(self.url, self.study.name, None, exclusive=False)
+
+    def want(self, wanted: Wanted) -> None:
+        """Say to the study's coordinators what is wanted of them."""
+        with self.store() as store:
+            store.want(wanted)
 
 
 def check_ended(bench: Bench, pool: ScriptedPool) -> None:

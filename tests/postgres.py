@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+NOT_INSTALLED = "PostgreSQL's server programs (initdb, postgres) are not installed"
+
 
 def server_programs() -> Path | None:
     """The folder that holds `initdb` and `postgres`; None where PostgreSQL's server is not installed."""
@@ -154,19 +156,28 @@ def _has_account(name: str) -> bool:
     return False
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL server for the session."""
+@contextlib.contextmanager
+def own_server() -> Iterator[PostgresServer]:
+    """A server that runs as long as it is needed; whoever asks for one where none is installed is told so and ends."""
     programs = server_programs()
     if programs is None:
-        pytest.skip("PostgreSQL's server programs (initdb, postgres) are not installed")
-    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+        raise SystemExit(NOT_INSTALLED)
     server = PostgresServer(programs)
     try:
         server.start()
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for the session."""
+    if server_programs() is None:
+        pytest.skip(NOT_INSTALLED)
+    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+    with own_server() as server:
+        yield server
 
 
 @pytest.fixture

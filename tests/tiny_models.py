@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 HIDDEN = 32
@@ -214,6 +215,11 @@ def make_tiny(
     if sentence_transformers:
         write_sentence_transformers_files(kind, folder)
     return folder
+
+
+def tiny_models(root: Path, n_layers: int) -> Callable[[str], Path]:
+    """By layout, the folder of a model of so many layers in `root`; each is made when it is first asked for."""
+    return cache(lambda kind: make_tiny(kind, root / kind, n_layers=n_layers))
 
 
 def make_variant(origin: Path, folder: Path, *, seed: int, scale: float = 0.1) -> Path:

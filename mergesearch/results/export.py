@@ -33,7 +33,8 @@ from mergesearch.results.model_files import save_model, states_encoding, templat
 from mergesearch.results.recorded import check_unchanged
 from mergesearch.storage import redact
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Study, versions
+from mergesearch.study import Study
+from mergesearch.versions import versions
 from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, build_retrieval, open_merger
 
 __all__ = ["EMBEDDING_TOLERANCE", "RECIPE_FILE", "SCORE_TOLERANCE", "Exported", "check_room", "export_merge"]

@@ -37,7 +37,7 @@ from mergesearch.study import Study
 from tests.benchmarks.coordinator_study import AtOnce, fill, study_of, value_at, with_search
 from tests.benchmarks.tables import markdown
 from tests.benchmarks.traffic import Traffic, traced
-from tests.postgres import PostgresServer, server_programs
+from tests.postgres import PostgresServer, own_server
 
 PLAIN, OURS = "plain Optuna", "mergesearch"
 
@@ -53,20 +53,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    programs = server_programs()
-    if programs is None:
-        raise SystemExit("PostgreSQL's server programs (initdb, postgres) are not installed")
-    server = PostgresServer(programs)
-    try:
-        server.start()
-        with tempfile.TemporaryDirectory() as folder:
-            study = study_of(Path(folder), dimensions=arguments.dimensions, strategy="tpe", trials=1, enqueue=[])
-            sizes = [Size(server, study, int(n), arguments) for n in arguments.recorded.split(",")]
-            for size in sizes:
-                size.measure()
-                print(f"{size.recorded} recorded: done", flush=True)
-    finally:
-        server.remove()
+    with own_server() as server, tempfile.TemporaryDirectory() as folder:
+        study = study_of(Path(folder), dimensions=arguments.dimensions, strategy="tpe", trials=1, enqueue=[])
+        sizes = [Size(server, study, int(n), arguments) for n in arguments.recorded.split(",")]
+        for size in sizes:
+            size.measure()
+            print(f"{size.recorded} recorded: done", flush=True)
     _print(sizes, arguments)
 
 

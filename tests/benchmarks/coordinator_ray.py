@@ -30,7 +30,7 @@ from mergesearch.workers.evaluator import TrialEvaluator
 from mergesearch.workers.ray_pool import RayPool
 from tests.benchmarks.coordinator_study import study_of, with_search
 from tests.benchmarks.tables import markdown
-from tests.postgres import PostgresServer, server_programs
+from tests.postgres import own_server
 
 SECONDS = "MERGESEARCH_BENCHMARK_TRIAL_SECONDS"
 
@@ -71,20 +71,16 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    programs = server_programs()
-    if programs is None:
-        raise SystemExit("PostgreSQL's server programs (initdb, postgres) are not installed")
     counts = [int(n) for n in arguments.workers.split(",")]
     os.environ[SECONDS] = str(arguments.seconds)
-    server, rows = PostgresServer(programs), []
+    rows = []
     hook = {
         "worker_process_setup_hook": "tests.benchmarks.coordinator_ray.last_a_second",
         "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},  # where the hook is found
     }
-    try:
-        server.start()
-        ray.init(num_cpus=max(counts), include_dashboard=False, log_to_driver=False, runtime_env=hook)
-        with tempfile.TemporaryDirectory() as folder:
+    with own_server() as server, tempfile.TemporaryDirectory() as folder:
+        try:
+            ray.init(num_cpus=max(counts), include_dashboard=False, log_to_driver=False, runtime_env=hook)
             study = study_of(Path(folder), strategy="tpe", trials=1, enqueue=[])
             for workers in counts:
                 server.execute(f"CREATE DATABASE ray_{workers}")
@@ -100,9 +96,8 @@ def main() -> None:
                 ideal = arguments.trials * arguments.seconds
                 rows.append([workers, trials, f"{took:.2f}", f"{trials / took:.2f}", f"{ideal / took:.1%}"])
                 print(rows[-1], f"load {psutil.getloadavg()[0]:.1f}", flush=True)
-    finally:
-        ray.shutdown()
-        server.remove()
+        finally:
+            ray.shutdown()
     print(f"\n{arguments.seconds:g} s a trial, {psutil.cpu_count()} cores\n")
     print(markdown(["workers", "trials", "seconds", "trials/s", "of ideal"], rows))
 

@@ -17,7 +17,6 @@ another coordinator began a trial first.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import heapq
 import json
 import logging
@@ -42,7 +41,7 @@ from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 from tests.benchmarks.coordinator import cpu_seconds
 from tests.benchmarks.coordinator_study import scored, study_of, with_search
 from tests.benchmarks.tables import markdown
-from tests.postgres import PostgresServer, server_programs
+from tests.postgres import PostgresServer, own_server
 
 SPACES: dict[str, dict[str, Any]] = {"tpe": {"dimensions": 8}, "grid": {"dimensions": 4, "values": 9}}
 """Eight continuous coefficients; 6,561 points of four."""
@@ -195,13 +194,8 @@ def main() -> None:
     if arguments.url:
         print(json.dumps(asdict(coordinate(arguments))))
         return
-    programs = server_programs()
-    if programs is None:
-        raise SystemExit("PostgreSQL's server programs (initdb, postgres) are not installed")
-    server, rows = PostgresServer(programs), []
-    with contextlib.ExitStack() as stack:
-        stack.callback(server.remove)
-        server.start()
+    rows = []
+    with own_server() as server:
         for strategy in arguments.strategies.split(","):
             for coordinators in map(int, arguments.coordinators.split(",")):
                 rows.append(simulate(server, strategy, coordinators, arguments))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mergesearch.listener import Summary
+    from mergesearch.storage.coordinators import Wanted
 
 pytest_plugins = ["tests.postgres"]
 
@@ -98,14 +99,13 @@ def test_a_coordinator_waits_for_the_others_and_ends_what_they_leave(bench: Benc
 
 
 @pytest.mark.parametrize("wanted", ["drain", "stop"])
-def test_what_is_wanted_is_obeyed(bench: Bench, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wanted_is_obeyed(bench: Bench, wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "0.6")
     bench = bench.with_search(strategy="random", trials=8)
     with open_store(bench.study, bench.url) as store:
 
         def script(task: Task, attempt: int) -> Outcome:
-            with bench.store() as reader:
-                reader.want(wanted)  # type: ignore[arg-type]
+            bench.want(wanted)
             while store.wanted != wanted:
                 time.sleep(0.01)
             return scored(task, attempt)
@@ -123,15 +123,14 @@ def test_a_pause_holds_until_it_is_ended(bench: Bench, monkeypatch: pytest.Monke
     monkeypatch.setenv("MERGESEARCH_LEASE_SECONDS", "0.6")
     bench = bench.with_search(strategy="random", trials=4)
     open_store(bench.study, bench.url).close()
-    with bench.store() as reader:
-        reader.want("pause")
+    bench.want("pause")
 
     class Waiting(Diary):
         def waiting(self, what: str) -> None:
             assert "paused" in what
             with bench.store() as reader:
                 assert reader.trials() == []
-                reader.want("run")
+            bench.want("run")
 
     assert bench.drive(ScriptedPool(), Waiting()).evaluated == 4
 

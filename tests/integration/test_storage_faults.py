@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -92,6 +93,20 @@ def leave_an_orphan(url: str, name: str) -> int:
         return number
 
 
+def carry_through(url: str, proxy: PostgresProxy, name: str, arm: Callable[[], None]) -> tuple[int, int]:
+    """How many commits and messages a small study came to, in spite of the fault that `arm` puts into its way."""
+    orphan = leave_an_orphan(url, name)
+    store = open_store(proxy.through(url), replace(RECORD, name=name))
+    commits, messages = proxy.commits, proxy.messages
+    arm()
+    with store:
+        small_study(store, orphan)
+        commits, messages = proxy.commits - commits, proxy.messages - messages
+        proxy.forget()
+    check_small_study(url, name)
+    return commits, messages
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
@@ -100,16 +115,8 @@ def leave_an_orphan(url: str, name: str) -> int:
 def test_each_commit_of_a_small_study_is_lost_in_turn(postgres_url: str, proxy: PostgresProxy, loss: Loss) -> None:
     for count in itertools.count(1):
         name = f"{loss.value} {count}"
-        orphan = leave_an_orphan(postgres_url, name)
-        store = open_store(proxy.through(postgres_url), replace(RECORD, name=name))
-        before = proxy.commits
-        proxy.at_commit(count, loss)
-        with store:
-            small_study(store, orphan)
-            reached = proxy.commits - before >= count
-            proxy.forget()
-        check_small_study(postgres_url, name)
-        if not reached:
+        commits, _ = carry_through(postgres_url, proxy, name, partial(proxy.at_commit, count, loss))
+        if commits < count:
             break
     assert count > 10  # adopt, three begins, a lease, four ends, a loss, a wish
 
@@ -117,17 +124,8 @@ def test_each_commit_of_a_small_study_is_lost_in_turn(postgres_url: str, proxy: 
 @pytest.mark.slow
 def test_a_connection_is_cut_at_each_message_in_turn(postgres_url: str, proxy: PostgresProxy) -> None:
     for count in itertools.count(1, 11):
-        name = f"message {count}"
-        orphan = leave_an_orphan(postgres_url, name)
-        store = open_store(proxy.through(postgres_url), replace(RECORD, name=name))
-        before = proxy.messages
-        proxy.at_message(count)
-        with store:
-            small_study(store, orphan)
-            reached = proxy.messages - before >= count
-            proxy.forget()
-        check_small_study(postgres_url, name)
-        if not reached:
+        _, messages = carry_through(postgres_url, proxy, f"message {count}", partial(proxy.at_message, count))
+        if messages < count:
             return
 
 

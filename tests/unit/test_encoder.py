@@ -12,7 +12,7 @@ import torch
 
 from mergesearch.errors import EvaluationError, MemoryFullError, SourceError
 from mergesearch.evaluation.encoder import open_encoder
-from tests.tiny_models import KINDS, make_tiny, make_variant
+from tests.tiny_models import KINDS, make_tiny, make_variant, tiny_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +25,7 @@ TEXTS = [f"{'search model ' * (i % 5)}query {i}" for i in range(40)]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model per layout, made once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(kind: str) -> Path:
-        path = root / kind
-        return path if path.is_dir() else make_tiny(kind, path, n_layers=2)
-
-    return folder
+    return tiny_models(tmp_path_factory.mktemp("models"), n_layers=2)
 
 
 @pytest.fixture

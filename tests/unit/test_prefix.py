@@ -15,7 +15,7 @@ from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
 from mergesearch.recipe import GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.sources.layout import lowest_layer, read_layout
-from tests.tiny_models import KINDS, make_tiny
+from tests.tiny_models import KINDS, make_tiny, tiny_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +28,7 @@ PLENTY = 1 << 30
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model per layout, made once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(kind: str) -> Path:
-        path = root / kind
-        return path if path.is_dir() else make_tiny(kind, path, n_layers=N_LAYERS)
-
-    return folder
+    return tiny_models(tmp_path_factory.mktemp("models"), n_layers=N_LAYERS)
 
 
 class Weights:

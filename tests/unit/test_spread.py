@@ -18,7 +18,7 @@ from mergesearch.evaluation.spread import devices, largest_share, numbers, sprea
 from mergesearch.resolving import load_study
 from mergesearch.sources.layout import lowest_layer, read_layout
 from mergesearch.workers.evaluator import TrialEvaluator
-from tests.tiny_models import KINDS, make_tiny
+from tests.tiny_models import KINDS, tiny_models
 from tests.tiny_studies import TinyStudy, make_study, mergesearch
 
 if TYPE_CHECKING:
@@ -31,13 +31,7 @@ every_kind = pytest.mark.parametrize("kind", sorted(KINDS))
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(kind: str) -> Path:
-        path = root / kind
-        return path if path.is_dir() else make_tiny(kind, path, n_layers=4)
-
-    return folder
+    return tiny_models(tmp_path_factory.mktemp("models"), n_layers=4)
 
 
 @every_kind
