@@ -15,18 +15,20 @@ import logging
 import math
 import shlex
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ParamSpec
 
-import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.anchors import ANCHOR_ATTR, Anchors, identity
+from mergesearch.budget import Budget
 from mergesearch.errors import EvaluationError, WorkerError
-from mergesearch.evaluation.result import GPU_SECONDS_ATTR, TrialResult
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.flight import Flight, OpenTrial
 from mergesearch.listener import Listener, Summary
+from mergesearch.predicting import Predictor
 from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
 from mergesearch.search.registry import Strategy
@@ -35,7 +37,7 @@ from mergesearch.storage.store import StudyStore, Told
 from mergesearch.study import Anchor, Study
 from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening
-from mergesearch.workers.pool import EvaluatedMerge, Outcome, ScreeningResult, ScreeningTask, Task, WorkerPool
+from mergesearch.workers.pool import Outcome, Task, WorkerPool
 
 P = ParamSpec("P")
 logger = logging.getLogger(__name__)
@@ -45,39 +47,13 @@ MAX_FAILURES_IN_A_ROW = 5
 is to blame for do not count: the next recipe may do well, and a grid is to reach its end."""
 MAX_FRUITLESS_IN_A_ROW = 50
 """A strategy that proposes nothing but known recipes, or ones that can get no score, has used up its space."""
-MOST_ANCHOR_FAILURES = 2
-"""So often an anchor may fail, once per process; what made it fail is often mended before the study goes on."""
 ALLOWED_INTERRUPTIONS = 3
 """Beyond `retries`, so often a trial may have been begun and not ended by earlier processes. Whoever presses Ctrl-C
 uses up one as well as a trial that takes its whole process along, and the two cannot be told apart."""
-ANCHOR_ATTR = "anchor_of"
-"""Attribute of an anchor's trials: the beginning of its recipe's fingerprint. Names of anchors may be equal."""
 POLL_SECONDS = 2.0
 """So often a coordinator looks what others did while it has nothing to do itself."""
 LABEL_CHARACTERS = 300
 """Of a trial's label; with a coefficient per layer there would be no end of it."""
-
-
-@dataclass
-class _Trial:
-    """A trial that has begun and not ended.
-
-    `raced` says whether it may be stopped; anchors may not. `deaths` says how workers died of it in this process.
-    `since` is when its worker got it, and `gpu_seconds` what its earlier workers were held for.
-    """
-
-    task: Task
-    label: str
-    fingerprint: str
-    raced: bool
-    epoch: int = 0
-    since: float = 0.0
-    gpu_seconds: float = 0.0
-    deaths: list[str] = field(default_factory=list)
-
-    @property
-    def number(self) -> int:
-        return self.task.number
 
 
 class Controller:
@@ -89,19 +65,15 @@ class Controller:
         self._listener = listener
         self._study = study
         self._search = study.parsed.content.search
-        self._gpus = study.parsed.content.workers.gpus
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
-        self._screenings = 0
         self.screened: ScreeningReport | None = None
         """The newest prediction of merges, for strategies that predict."""
-        self._anchors: deque[Anchor] = deque()  # still to be begun
-        self._anchor_failures: Counter[str] = Counter()  # before this process
+        self._budget = Budget(self._search)
+        self._flight = Flight(study.parsed.content.workers.gpus)
+        self._predictor = Predictor(store, pool, self._search.retries, self._settle_all, self._flight.forget)
         self._distributions = study.space.distributions()
         self._rivals = Rivals(store, study.racing.rivals) if study.racing is not None else None
-        self._flight: dict[int, _Trial] = {}
-        self._last: dict[str, int] = {}  # the trial that a worker was given last
-        self._waiting: deque[_Trial] = deque()
         self._summary = Summary("")
         self._looked = -math.inf  # when trials left behind were looked for
         self._seen: tuple[int, int] | None = None  # how far the history went when nothing could be begun
@@ -117,23 +89,23 @@ class Controller:
             WorkerError: workers cannot be kept alive, or trial after trial fails.
             StorageError: the database went away.
         """
-        started = time.monotonic()
+        self._budget.start()
         self._learn()
         try:
-            while self._step(started):
+            while self._step():
                 pass
         finally:
-            self._summary.seconds = time.monotonic() - started
+            self._summary.seconds = self._budget.seconds
         return self._summary
 
-    def _step(self, started: float) -> bool:
+    def _step(self) -> bool:
         """Begin a trial, or wait until something happens; False at the study's end."""
         wanted = self._store.wanted
         if wanted == "stop":
             self._summary.reason = "stopped, as was asked for"
             return False
         self._take_over()
-        free, flying, news = self._pool.free, len(self._flight), False
+        free, flying, news = self._pool.free, self._flight.flying, False
         if wanted == "run" and free:
             # Predictions take long, and the others are not to wait for them.
             shy = self._summary.overtaken > 0 and not self._strategy.needs_embeddings
@@ -141,25 +113,25 @@ class Controller:
                 history = self._store.trials()
                 extent = _extent(history)
                 news = extent != self._seen
-                if (news or self._waiting) and self._dispatch_next(history, started):
+                if (news or self._flight.waiting) and self._dispatch_next(history):
                     return True
             self._seen = extent
-        if len(self._flight) < flying:
+        if self._flight.flying < flying:
             return True  # trials ended while merges were predicted, which may have taught the strategy more
-        if self._flight:
+        if self._flight.flying:
             self._settle_all(self._pool.wait(POLL_SECONDS))
             return True
         if wanted == "drain":
             self._summary.reason = "ended, as was asked for"
             return False
-        used_up = self._used_up(self._store.trials(), started)
+        used_up = self._budget.used_up(self._store.trials(), self._flight.gpu_seconds())
         if wanted == "pause":
             file = shlex.quote(str(self._study.parsed.path))
             self._wait_for(f"paused, as was asked for; to go on: mergesearch control {file} go")
-        elif self._out_of_time(started):
+        elif self._budget.out_of_time:
             self._summary.reason = used_up
             return False
-        elif not free and (self._waiting or not used_up):  # no worker is there: one is being rebuilt, or a node to come
+        elif not free and (self._flight.waiting or not used_up):  # a worker is being rebuilt, or a node to come
             self._settle_all(self._pool.wait(POLL_SECONDS))
         elif others := [c for c in self._store.coordinators() if c.trials]:
             count = sum(c.trials for c in others)
@@ -181,8 +153,7 @@ class Controller:
         history = self._store.trials()
         values = [t.value for t in history if t.state == TrialState.COMPLETE and t.value is not None]
         self._best = max(values, default=-math.inf)
-        self._anchors.extend(self._study.anchors())
-        self._anchor_failures = _anchor_failures(history)
+        self._anchors = Anchors(self._study, history)
         self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
 
     def _take_over(self) -> None:
@@ -197,43 +168,30 @@ class Controller:
         known = {t.number: t.user_attrs for t in self._store.trials()}
         for left in unfinished:
             attrs = known.get(left.number, {})
-            fingerprint, raced = left.recipe.fingerprint, self._races(anchor=ANCHOR_ATTR in attrs)
-            trial = _Trial(Task(left.number, left.recipe), str(attrs.get("label", "")), fingerprint, raced, left.epoch)
+            task, label = Task(left.number, left.recipe), str(attrs.get("label", ""))
+            raced = self._races(anchor=ANCHOR_ATTR in attrs)
+            trial = OpenTrial(task, label, left.recipe.fingerprint, raced, left.epoch)
             if left.attempts > self._search.retries + ALLOWED_INTERRUPTIONS:
                 reason = f"begun {left.attempts} times, it never ended: it may be what ends its process each time"
                 self._fail(trial, reason, recipe_at_fault=True)
             else:
-                self._waiting.append(trial)
+                self._flight.waiting.append(trial)
 
-    def _next_anchor(self, history: Sequence[FrozenTrial]) -> tuple[Anchor, int] | None:
-        """The first anchor without a trial that has or may get a score, and its failures; one failure each time."""
-        if not self._anchors:
-            return None
-        recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
-        failures = _anchor_failures(history)
-        while self._anchors:
-            identity = _identity(self._study.recipe_of(self._anchors[0].coefficients))
-            count = failures[identity]
-            if identity not in recorded and count == self._anchor_failures[identity] < MOST_ANCHOR_FAILURES:
-                return self._anchors[0], count
-            self._anchors.popleft()
-        return None
-
-    def _dispatch_next(self, history: Sequence[FrozenTrial], started: float) -> bool:
+    def _dispatch_next(self, history: Sequence[FrozenTrial]) -> bool:
         """Start one trial, or end one that needs no worker; False when an outcome has to be waited for."""
-        if self._waiting:
+        if self._flight.waiting:
             return self._start_waiting(history)
-        self._summary.reason = self._used_up(history, started)
+        self._summary.reason = self._budget.used_up(history, self._flight.gpu_seconds())
         if self._summary.reason:
             return False
-        if (anchor := self._next_anchor(history)) is not None:
+        if (anchor := self._anchors.next(history)) is not None:
             return self._begin_anchor(*anchor, history)
         self._summary.reason = self._exhausted(history)
         if self._summary.reason:
             return False
         number = len(history)
         worker = self._pool.idle[0]
-        last = self._last.get(worker)
+        last = self._flight.last(worker)
         near = next((t.params for t in reversed(history) if t.number == last), None)  # others may have taken numbers
         proposal = self._strategy.propose_near(history, number, near)
         if proposal is None:
@@ -248,31 +206,6 @@ class Controller:
         recipe = self._study.recipe(proposal.params)
         return self._begin(f"trial:{number}", proposal.params, recipe, attrs, history, worker)
 
-    def _used_up(self, history: Sequence[FrozenTrial], started: float) -> str:
-        """Why the budget allows no further trial; empty when it does. Trials in flight count as evaluated."""
-        search = self._search
-        evaluated = [t for t in history if t.state != TrialState.FAIL and "duplicate_of" not in t.user_attrs]
-        if search.trials is not None and len(evaluated) >= search.trials:
-            return f"all {search.trials} trials are done"
-        if search.gpu_hours is not None and self._gpu_seconds(history) >= 3600 * search.gpu_hours:
-            return f"all {search.gpu_hours:g} GPU-hours are used"
-        if self._out_of_time(started):
-            return f"the {search.minutes:g} minutes of this session are over"
-        return ""
-
-    def _out_of_time(self, started: float) -> bool:
-        minutes = self._search.minutes
-        return minutes is not None and time.monotonic() - started >= 60 * minutes
-
-    def _gpu_seconds(self, history: Sequence[FrozenTrial]) -> float:
-        """What all trials have held GPUs for, those of this process that have no end yet included."""
-        ended: float = sum(t.user_attrs.get(GPU_SECONDS_ATTR, 0.0) for t in history)
-        waiting = sum(t.gpu_seconds for t in self._waiting)
-        return ended + waiting + sum(t.gpu_seconds + self._held(t) for t in self._flight.values())
-
-    def _held(self, trial: _Trial) -> float:
-        return (time.monotonic() - trial.since) * self._gpus
-
     def _exhausted(self, history: Sequence[FrozenTrial]) -> str:
         """Why the strategy need not be asked; empty when it is to be."""
         if self._strategy.exhausted(history):
@@ -285,7 +218,7 @@ class Controller:
     def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
         recipe = self._study.recipe_of(anchor.coefficients)
         name = anchor.name[:LABEL_CHARACTERS]
-        attrs = {"label": name, "anchor": name, ANCHOR_ATTR: _identity(recipe)}
+        attrs = {"label": name, "anchor": name, ANCHOR_ATTR: identity(recipe)}
         if anchor.source:
             attrs[SOURCE_ATTR] = anchor.source
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs, history)
@@ -301,7 +234,7 @@ class Controller:
     ) -> bool:
         """Record a new trial and start it; False, and nothing is recorded, while a worker holds its recipe."""
         fingerprint = recipe.fingerprint
-        if self._is_held(fingerprint, history):
+        if self._flight.is_held(fingerprint, history):
             return False
         raced = self._races(anchor=ANCHOR_ATTR in attrs)
         known = self._known(fingerprint, history, raced=raced)
@@ -316,7 +249,7 @@ class Controller:
         if number is None:  # another coordinator was faster: what it began is to be known first
             self._summary.overtaken += 1
             return True
-        trial = _Trial(Task(number, recipe), attrs["label"], fingerprint, raced)
+        trial = OpenTrial(Task(number, recipe), attrs["label"], fingerprint, raced)
         if worker is None:
             assert known is not None
             self._share(trial, *known)
@@ -326,9 +259,9 @@ class Controller:
 
     def _start_waiting(self, history: Sequence[FrozenTrial]) -> bool:
         """Start the first trial that waits, except for those whose recipe a worker holds."""
-        for trial in self._waiting:
-            if not self._is_held(trial.fingerprint, history, before=trial.number):
-                self._waiting.remove(trial)
+        for trial in self._flight.waiting:
+            if not self._flight.is_held(trial.fingerprint, history, before=trial.number):
+                self._flight.waiting.remove(trial)
                 known = self._known(trial.fingerprint, history, raced=trial.raced)
                 if known is not None:
                     self._share(trial, *known)
@@ -353,23 +286,7 @@ class Controller:
             return None
         return self._store.value_of(fingerprint) or (self._store.stopped(fingerprint) if raced else None)
 
-    def _is_held(self, fingerprint: str, history: Sequence[FrozenTrial], *, before: float = math.inf) -> bool:
-        """Whether a worker has the recipe, here or, for a trial of a lower number than `before`, elsewhere.
-
-        Of two coordinators that have taken over trials of an equal recipe, only one waits for the other.
-        """
-        if any(trial.fingerprint == fingerprint for trial in self._flight.values()):
-            return True
-        ours = {trial.number for trial in self._waiting}
-        return any(
-            t.state == TrialState.RUNNING
-            and t.number < before
-            and t.number not in ours
-            and t.user_attrs.get("recipe") == fingerprint
-            for t in history
-        )
-
-    def _share(self, trial: _Trial, original: int, result: TrialResult) -> None:
+    def _share(self, trial: OpenTrial, original: int, result: TrialResult) -> None:
         """End a trial with what an equal recipe brought back."""
         result = replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
         if self._store.finish(trial.number, result, epoch=trial.epoch) is Told.LATE:
@@ -382,17 +299,15 @@ class Controller:
         else:
             self._tell(self._listener.reused, trial.number, trial.label, result.value, original)
 
-    def _submit(self, trial: _Trial, worker: str, history: Sequence[FrozenTrial]) -> None:
+    def _submit(self, trial: OpenTrial, worker: str, history: Sequence[FrozenTrial]) -> None:
         """Give a trial to the worker that has its lease."""
         if self._rivals is not None and trial.raced:
             trial.task = replace(trial.task, rivals=self._rivals.best(history))
         self._pool.submit(trial.task, worker)
-        trial.since = time.monotonic()
-        self._last[worker] = trial.number
-        self._flight[trial.number] = trial
+        self._flight.start(trial, worker)
         self._tell(self._listener.started, trial.number, trial.label)
 
-    def _lost(self, trial: _Trial) -> None:
+    def _lost(self, trial: OpenTrial) -> None:
         reason = "another coordinator took it over or ended it; what came too late is kept aside"
         self._tell(self._listener.failed, trial.number, trial.label, reason, retried=False)
 
@@ -402,42 +317,11 @@ class Controller:
         Raises:
             WorkerError: it cannot be worked out.
         """
-        merges, outside = {}, {}
-        for key in dict.fromkeys((*screening.keys, *screening.references)):
-            result = self._store.result(int(key))
-            assert result is not None
-            scores = np.concatenate([c.scores for c in result.collections])
-            if key in screening.keys:
-                merges[key] = EvaluatedMerge(self._store.recipe(int(key)), result.embeddings, scores)
-            else:
-                outside[key] = scores
-        reasons: list[str] = []
-        while len(reasons) <= self._search.retries:
-            self._screenings += 1
-            task = ScreeningTask(-self._screenings, screening, merges, outside)
-            while not self._pool.idle:
-                self._settle_all(self._pool.wait())
-            self._pool.submit(task)
-            found: Outcome | None = None
-            while found is None:
-                outcomes = self._pool.wait()
-                found = next((o for o in outcomes if o.task.number == task.number), None)
-                self._settle_all(o for o in outcomes if o.task.number != task.number)
-            if isinstance(found.result, ScreeningResult):
-                for key, name in found.result.restored.items():
-                    self._store.keep_embeddings(int(key), name)
-                self._summary.extra_tokens += found.result.tokens
-                self.screened = found.result.report
-                self._tell(self._listener.screened, found.result.report)
-                return found.result.report
-            reasons.append(found.failure or "no reason given")
-            if not found.worker_died:
-                break
-            self._last.pop(found.worker, None)  # its successor starts with nothing
-        raise WorkerError(
-            f"predictions from embeddings failed: {'; '.join(dict.fromkeys(reasons))}\n"
-            "Mend the cause and run the same command again; what is recorded stays."
-        )
+        found = self._predictor.predict(screening)
+        self._summary.extra_tokens += found.tokens
+        self.screened = found.report
+        self._tell(self._listener.screened, found.report)
+        return found.report
 
     def _settle_all(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -445,8 +329,7 @@ class Controller:
 
     def _settle(self, outcome: Outcome) -> None:
         """Record what became of a trial's task."""
-        trial = self._flight.pop(outcome.task.number)
-        trial.gpu_seconds += self._held(trial)
+        trial = self._flight.land(outcome.task.number)
         if outcome.worker_died:
             self._after_death(trial, outcome.worker, outcome.failure or "no reason given")
             return
@@ -471,19 +354,19 @@ class Controller:
         new_best, self._best = value > self._best, max(self._best, value)
         self._tell(self._listener.finished, trial.number, trial.label, outcome.result, new_best=new_best)
 
-    def _after_death(self, trial: _Trial, worker: str, reason: str) -> None:
+    def _after_death(self, trial: OpenTrial, worker: str, reason: str) -> None:
         """Try again with another worker, or fail with what was seen each time."""
         trial.deaths.append(reason)
-        self._last.pop(worker, None)  # its successor starts with nothing
+        self._flight.forget(worker)
         times = len(trial.deaths)
         if times <= self._search.retries:
-            self._waiting.appendleft(trial)
+            self._flight.waiting.appendleft(trial)
             self._tell(self._listener.failed, trial.number, trial.label, reason, retried=True)
         else:
             evidence = "; ".join(dict.fromkeys(trial.deaths))
             self._fail(trial, f"{times} workers died while they evaluated it: {evidence}")
 
-    def _fail(self, trial: _Trial, reason: str, *, recipe_at_fault: bool = False) -> None:
+    def _fail(self, trial: OpenTrial, reason: str, *, recipe_at_fault: bool = False) -> None:
         if self._store.fail(trial.number, reason, epoch=trial.epoch, gpu_seconds=trial.gpu_seconds) is Told.LATE:
             self._lost(trial)
             return
@@ -509,12 +392,3 @@ class Controller:
 def _extent(history: Sequence[FrozenTrial]) -> tuple[int, int]:
     """Trials begun, and of these running."""
     return len(history), sum(t.state == TrialState.RUNNING for t in history)
-
-
-def _anchor_failures(history: Sequence[FrozenTrial]) -> Counter[str]:
-    return Counter(str(t.user_attrs.get(ANCHOR_ATTR)) for t in history if t.state == TrialState.FAIL)
-
-
-def _identity(recipe: MergeRecipe) -> str:
-    """What an anchor's trials are known by; half of a fingerprint tells recipes apart as well."""
-    return recipe.fingerprint[:32]
