@@ -40,7 +40,8 @@ def line(now: Snapshot) -> str:
     parts = [_progress(now), _states(now)]
     if now.best is not None and now.best.value is not None:
         best = f"highest: trial {now.best.number} ({now.best.label}), dev score {luck_in(now.best.value, now.luck)}"
-        gains = [f"{_gain(now, m)} over {m.label}" for m in _marks(now) if m.value is not None]
+        others = [m for m in _marks(now) if m.value is not None and m.number != now.best.number]
+        gains = [f"{_gain(now, m)} over {m.label}" for m in others]
         parts.append(", ".join([best, *gains]))
     return "; ".join([*parts, *([speed] if (speed := _speed(now)) else []), *_drivers(now)])
 
@@ -48,7 +49,9 @@ def line(now: Snapshot) -> str:
 def _parts(now: Snapshot, batches: tuple[int, int] | None, predicting: bool) -> Iterator[RenderableType]:
     yield Text.assemble((now.study, "bold"), ": ", _progress(now))
     if now.planned:
-        yield Constrain(ProgressBar(now.planned, min(now.done, now.planned)), BAR_CELLS)
+        bar = _grid("left")  # which ends its line
+        bar.add_row(ProgressBar(now.planned, min(now.done, now.planned)))
+        yield Constrain(bar, BAR_CELLS)
     yield Text(_states(now))
     if now.best is not None or now.marks:
         yield _scores(now)
@@ -107,6 +110,8 @@ def _gain(now: Snapshot, mark: Mark) -> str:
     """By how much the best is above another."""
     if mark.value is None or now.best is None or now.best.value is None:
         return ""
+    if mark.number == now.best.number:
+        return "the same"
     return f"{now.best.value - mark.value:+.4f}"
 
 

@@ -121,7 +121,7 @@ class StudyProgress(Listener):
     def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
         """One line with the reason."""
         what = " again" if retried else "failed"
-        self._line(f"trial {number:>3}  {what}        –  {label}: {reason}")
+        self._line(f"trial {number:>3}  {what}        –  {label}: {_plain(reason)}")
 
     def _line(self, text: str, *, bold: bool = False) -> None:
         self._news.set()
@@ -144,6 +144,11 @@ class StudyProgress(Listener):
                 logger.debug("the progress of the study was not read: %s", error)
             self._closed.wait(LEAST_SECONDS)
             self._news.wait(READ_SECONDS)
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: reasons may hold a library's colours and line ends."""
+    return "".join(c if c.isprintable() else " " for c in click.unstyle(text))
 
 
 @contextmanager

@@ -181,7 +181,8 @@ class Watch:
         return replace(found, luck=self._luck_in(found))
 
     def _trials(self) -> list[_Trial]:
-        for t in self._store.trials():
+        trials = self._store.trials()
+        for t in trials:
             if t.number not in self._known or not self._known[t.number].finished:
                 attrs, state = t.user_attrs, t.state.name.lower()
                 self._known[t.number] = _Trial(
@@ -196,7 +197,7 @@ class Watch:
                     start=t.datetime_start,
                     end=t.datetime_complete,
                 )
-        return list(self._known.values())
+        return [self._known[t.number] for t in trials]
 
     def _as_run(self, drivers: set[int]) -> StudyRecord:
         """What the study was run with last; only who starts to drive it can change that."""
