@@ -318,6 +318,7 @@ class Controller:
         Raises:
             WorkerError: it cannot be worked out.
         """
+        self._tell(self._listener.screening)
         found = self._predictor.predict(screening)
         self._summary.extra_tokens += found.tokens
         self.screened = found.report

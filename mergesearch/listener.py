@@ -27,6 +27,9 @@ class Listener:
     def waiting(self, what: str) -> None:
         """There is nothing to do until something happens elsewhere; said once for each reason."""
 
+    def screening(self) -> None:
+        """A worker is asked to predict merges; `screened` follows, or an error ends the study."""
+
     def screened(self, report: ScreeningReport) -> None:
         """Merges were predicted from the embeddings of evaluated ones."""
 

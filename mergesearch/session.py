@@ -11,7 +11,7 @@ from mergesearch.errors import StorageError, WorkerError
 from mergesearch.listener import Listener, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.memory_planning import check_memory, worker_memory
-from mergesearch.storage.record import StudyRecord
+from mergesearch.storage.record import PLANNED, StudyRecord
 from mergesearch.storage.secrets import passwords_kept_from_children, refuse_visible_password
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
@@ -35,6 +35,7 @@ def study_record(study: Study) -> StudyRecord:
         other={
             "search": content.search.model_dump(mode="json"),
             "workers": content.workers.model_dump(mode="json"),
+            PLANNED: study.planned_trials,
         },
         study_file=study.parsed.text,
         file_name=study.parsed.path.name,

@@ -42,6 +42,8 @@ from mergesearch.workers.prefix_memory import PrefixSpec
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
+UNIFORM_AVERAGE = "uniform average"
+"""What the anchor with equal weights is called."""
 _DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention"}
 """Entries of `evaluation` that are recorded in another form, or that no score depends on."""
 FEW_QUERIES = 200
@@ -213,7 +215,7 @@ class Study:
                 found += [(self._name_alone(source), c, source) for source, c in self.sources_alone().items()]
             elif entry == "uniform":
                 even = self.uniform_average()
-                found += [("uniform average", even, "")] if even is not None else []
+                found += [(UNIFORM_AVERAGE, even, "")] if even is not None else []
             else:
                 coefficients = self.space.coefficients(entry)  # refuses what is no point
                 found.append((self.space.label(dict(sorted(entry.items()))), coefficients, ""))

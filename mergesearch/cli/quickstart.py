@@ -19,6 +19,7 @@ from mergesearch.cli.common import examples, format_option, print_json, print_ta
 if TYPE_CHECKING:
     from mergesearch.listener import Listener
     from mergesearch.quickstart.demo import Report
+    from mergesearch.storage.reader import StudyReader
 
 
 @click.command(
@@ -95,9 +96,9 @@ class _Reporter:
         self.note(f"{title}: {time.perf_counter() - started:.1f} s")
 
     @contextmanager
-    def trials(self, planned: int | None) -> Iterator[tuple[Listener, Callable[[int, int], None]]]:
-        """The bars of `mergesearch run`."""
+    def trials(self, store: StudyReader) -> Iterator[tuple[Listener, Callable[[int, int], None]]]:
+        """The panel of `mergesearch run`."""
         from mergesearch.cli.progress import StudyProgress
 
-        with StudyProgress(planned, quiet=self._quiet) as progress:
+        with StudyProgress(store, quiet=self._quiet) as progress:
             yield progress, progress.batch

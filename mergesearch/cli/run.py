@@ -111,8 +111,7 @@ def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> No
         for note in store.not_told(study.notes()):
             click.echo(f"note: {note}")
         try:
-            with StudyProgress(study.planned_trials, quiet=quiet) as progress:
-                progress.recorded(sum(t.state.is_finished() for t in store.trials()))
+            with StudyProgress(store, quiet=quiet) as progress:
                 summary = run_study(study, store, progress, progress.batch, pool)
         except KeyboardInterrupt:
             again = redact(shlex.join(["mergesearch", *sys.argv[1:]]))

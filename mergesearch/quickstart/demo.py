@@ -28,6 +28,7 @@ from mergesearch.results.export import RECIPE_FILE, export_merge
 from mergesearch.session import open_store, run_study
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import locate
+from mergesearch.storage.reader import StudyReader
 from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
 
@@ -55,7 +56,7 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """A fact worth a line."""
 
-    def trials(self, planned: int | None) -> AbstractContextManager[tuple[Listener, Progress]]:
+    def trials(self, store: StudyReader) -> AbstractContextManager[tuple[Listener, Progress]]:
         """The study runs; yields its listener and a callback for (done, total) batches of the running trial."""
 
 
@@ -117,7 +118,7 @@ def run_quickstart(folder: Path, reporter: Reporter, *, trials: int = TRIALS) ->
     study = load_study(study_file)
     with open_store(study, study.parsed.content.storage) as store:
         started = time.perf_counter()
-        with reporter.trials(study.planned_trials) as (listener, progress):
+        with reporter.trials(store) as (listener, progress):
             run_study(study, store, listener, progress)
         seconds["study"] = time.perf_counter() - started
         choice = choose(study, store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
@@ -101,26 +100,32 @@ class Status:
         held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
         return f"{counts or 'no trials yet'}; {tokens:,} tokens encoded{through}{saved}{held}{ending}{off}"
 
-    def who(self, study_file: Path) -> str:
+    def who(self, study_file: str) -> str:
         """Who drives the study, what they are told, and what nobody drives any more; a line each, for people.
 
         `study_file` goes into the commands that are proposed.
         """
         in_flight = {c: "1 trial" if c.trials == 1 else f"{c.trials} trials" for c in self.coordinators}
         lines = [f"driven by {c}, {trials} in flight" for c, trials in in_flight.items()] or ["nobody runs it"]
-        if self.wanted == "pause":
-            lines.append(f"paused; to go on: mergesearch control {shlex.quote(str(study_file))} go")
-        elif self.wanted != "run" and self.coordinators:
-            lines.append(f"told to {self.wanted}")
-        if orphaned := self.count("orphaned"):
-            lines.append(f"{orphaned} left behind by a run that ended; the next run takes over")
-        return "\n".join(lines)
+        return "\n".join(lines + asides(self.wanted, study_file, self.count("orphaned"), driven=bool(in_flight)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         names = ("tokens_saved", "prediction_error", "gpu_hours")
         coordinators = [{**asdict(c), "started_at": c.started_at.isoformat()} for c in self.coordinators]
         return {**asdict(self), "coordinators": coordinators, **{name: getattr(self, name) for name in names}}
+
+
+def asides(wanted: str, study_file: str, orphaned: int, *, driven: bool) -> list[str]:
+    """Lines for people on what its coordinators are told, and on trials that nobody drives any more."""
+    lines = []
+    if wanted == "pause":
+        lines.append(f"paused; to go on: mergesearch control {shlex.quote(study_file)} go")
+    elif wanted != "run" and driven:
+        lines.append(f"told to {wanted}")
+    if orphaned:
+        lines.append(f"{orphaned} left behind by a run that ended; the next run takes over")
+    return lines
 
 
 def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:

@@ -102,7 +102,7 @@ def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: Stud
     """
     stored = record_of(row)
     check_resumable(stored, now, where=database.shown, made=f"{in_utc(row.created_at):%Y-%m-%d %H:%M} UTC")
-    changed = changes(_as_last_run(engine, row, stored), now)
+    changed = changes(as_last_run(engine, row), now)
     if not write or not changed:
         return
     detail = {
@@ -181,7 +181,9 @@ def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTria
             row.finished_at = sa.func.now()
 
 
-def _as_last_run(engine: sa.Engine, row: StudyRow, stored: StudyRecord) -> StudyRecord:
+def as_last_run(engine: sa.Engine, row: StudyRow) -> StudyRecord:
+    """What the study was made with, and what may differ as the run that was started last had it."""
+    stored = record_of(row)
     with Session(engine) as session:
         query = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id).order_by(HistoryRow.id.desc())
         last = session.scalars(query.limit(1)).first()

@@ -23,7 +23,7 @@ from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage.coordinators import CoordinatorState, Wanted, coordinators, want
 from mergesearch.storage.engine import Database
-from mergesearch.storage.opening import record_of
+from mergesearch.storage.opening import as_last_run, record_of
 from mergesearch.storage.patience import patient
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.scores import QuerySets
@@ -74,6 +74,25 @@ class UnfinishedTrial:
             coordinator=row.coordinator_id,
             epoch=row.lease_epoch,
         )
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who was given a trial last.
+
+    Attributes:
+        number: Optuna's trial number.
+        coordinator: id of the process that holds the trial, or did when it ended; None where it was never held.
+        worker: who evaluates it, or did; None where no worker was given it, as when its recipe had a score.
+        epoch: how many leases were given; above 1 it was begun more than once.
+        held: it has no end yet.
+    """
+
+    number: int
+    coordinator: int | None
+    worker: str | None
+    epoch: int
+    held: bool
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,17 @@ class StudyReader:
             return [UnfinishedTrial.of(row) for row in session.scalars(query)]
 
     @patient
+    def leases(self, since: int) -> list[Lease]:
+        """Who was given the trials without an end, and all those from number `since` on; in number order."""
+        wanted = TrialRow.outcome.is_(None) | (TrialRow.number >= since)
+        query = sa.select(
+            TrialRow.number, TrialRow.coordinator_id, TrialRow.lease_owner, TrialRow.lease_epoch, TrialRow.outcome
+        ).where(TrialRow.study_id == self._row.id, wanted)
+        with self._guarded(), Session(self._storage.engine) as session:
+            rows = session.execute(query.order_by(TrialRow.number))
+            return [Lease(number, by, worker, epoch, end is None) for number, by, worker, epoch, end in rows]
+
+    @patient
     def coordinators(self) -> list[CoordinatorState]:
         """Processes that drive the study, and those that ended and left trials behind, in the order of their starts."""
         with self._guarded():
@@ -170,6 +200,12 @@ class StudyReader:
         with self._guarded(), Session(self._storage.engine) as session:
             wanted: Wanted = session.get_one(StudyRow, self._row.id).wanted  # type: ignore[assignment]
             return wanted
+
+    @patient
+    def last_run(self) -> StudyRecord:
+        """`record`, and what may differ from run to run as the one that was started last had it."""
+        with self._guarded():
+            return as_last_run(self._storage.engine, self._row)
 
     @patient
     def recipe(self, number: int) -> MergeRecipe:

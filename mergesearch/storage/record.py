@@ -10,6 +10,8 @@ from typing import Any
 
 from mergesearch.errors import ResumeError
 
+PLANNED = "planned_trials"
+"""Entry of `StudyRecord.other`: how many trials the study will have, null where nobody knows beforehand."""
 _ABSENT = object()
 _SPACE = "merge.space.dimensions"
 _FOLLOWS = "merge.space.coefficients_at_"

@@ -35,7 +35,7 @@ def tiny(made: TinyStudy, tmp_path: Path) -> TinyStudy:
 def run(tiny: TinyStudy) -> Summary:
     """`mergesearch run`, in this process."""
     study = load_study(tiny.file)
-    with open_store(study, tiny.storage) as store, StudyProgress(None, quiet=True) as progress:
+    with open_store(study, tiny.storage) as store, StudyProgress(store, quiet=True) as progress:
         return run_study(study, store, progress, progress.batch)
 
 
