@@ -32,6 +32,7 @@ class TrialView:
         value: the dev score, a selection score; None without one, and for trials that were stopped.
         estimate: of a trial that was stopped, what its value would have been, about.
         predicted, deviation: what was predicted of it before it was evaluated; None where nothing was.
+        fingerprint: of its recipe; empty for trials that other programs began.
         recipe, result: what was merged and what came back; None for trials that brought nothing.
         reused: its score is that of an earlier trial with an equal recipe: nothing was encoded for it.
         tokens: encoded for it.
@@ -49,6 +50,7 @@ class TrialView:
     estimate: float | None
     predicted: float | None
     deviation: float | None
+    fingerprint: str
     recipe: MergeRecipe | None
     result: TrialResult | None
     reused: bool
@@ -91,7 +93,7 @@ class StudyView:
         once: dict[str, TrialView] = {}
         for t in self.trials:
             if t.value is not None and t.recipe is not None and t.result is not None:
-                once.setdefault(t.recipe.fingerprint, t)
+                once.setdefault(t.fingerprint, t)
         return tuple(once.values())
 
     @cached_property
@@ -148,7 +150,7 @@ class StudyView:
         return next(t for t in self.trials if t.number == number)
 
     def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
-        scored = {t.recipe.fingerprint: t for t in self.scored if t.recipe is not None}
+        scored = {t.fingerprint: t for t in self.scored}
         return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
 
 
@@ -176,6 +178,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 estimate=attrs.get(ESTIMATE_ATTR),
                 predicted=attrs.get("predicted"),
                 deviation=attrs.get("deviation"),
+                fingerprint=str(attrs.get("recipe", "")),
                 recipe=recipe,
                 result=result,
                 reused="duplicate_of" in attrs,
@@ -188,7 +191,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
             )
         )
     try:
-        choice = choose(study, store)
+        choice = choose(study, store, scored)
     except NothingScoredError:
         choice = None
     return StudyView(study, store.record, tuple(trials), choice, tuple(store.test_readings()), tuple(store.history()))

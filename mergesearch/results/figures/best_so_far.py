@@ -19,8 +19,8 @@ from mergesearch.results.figures.drawing import (
     StudyFigure,
     framed,
     rounded,
-    short,
     thinned,
+    trial_words,
 )
 from mergesearch.results.view import StudyView, TrialView
 
@@ -64,7 +64,7 @@ def _draw(view: StudyView, spent: Callable[[TrialView], float], x: str, title: s
     points = go.Scatter(
         x=[rounded(spent(t)) for t, _ in shown],
         y=[rounded(t.value or 0.0) for t, _ in shown],
-        text=[f"trial {t.number}: {short(t.label)}" for t, _ in shown],
+        text=trial_words([t for t, _ in shown]),
         mode="markers",
         marker={"color": GREY, "size": 6, "opacity": 0.7},
         name="trial",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from mergesearch.results.figures.drawing import BLACK, SCALE, StudyFigure, framed, rounded, short, thinned
+from mergesearch.results.figures.drawing import BLACK, BLUE, StudyFigure, framed, rounded, thinned, trial_words
 from mergesearch.results.view import StudyView
 
 
@@ -29,14 +29,8 @@ def calibration(view: StudyView) -> go.Figure | None:
         y=[rounded(v) for *_, v in shown],
         error_x={"type": "data", "array": [rounded(t.deviation or 0.0) for t, *_ in shown], "width": 0, "thickness": 1},
         mode="markers",
-        marker={
-            "color": [t.number for t, *_ in shown],
-            "colorscale": SCALE,
-            "colorbar": {"title": {"text": "trial"}},
-            "size": 9,
-            "line": {"width": 0.5, "color": BLACK},
-        },
-        text=[f"trial {t.number}: {short(t.label)}" for t, *_ in shown],
+        marker={"color": BLUE, "size": 9},
+        text=trial_words([t for t, *_ in shown]),
         hovertemplate="%{text}<br>predicted %{x:.4f}, measured %{y:.4f}<extra></extra>",
         name="trial, ± 1 standard deviation of its prediction",
     )

@@ -16,7 +16,7 @@ from mergesearch.results.figures.drawing import SCALE, StudyFigure, framed, roun
 from mergesearch.results.view import StudyView
 
 MOST_TRIALS = 8
-MOST_PANELS = 6
+MOST_PANELS = 4
 MOST_GROUPS = 64
 """Of a model of more layers, every second group or fewer are shown."""
 
@@ -36,13 +36,7 @@ def coefficients(view: StudyView) -> go.Figure | None:
     panels = _panels(values, view)
     if not panels:
         return None
-    figure = make_subplots(
-        rows=len(panels),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.12 / len(panels),
-        subplot_titles=[f"{name} of {source}" if source else name for name, source in panels],
-    )
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.2 / len(panels))
     colours = sample_colorscale(SCALE, np.linspace(0.95, 0.05, len(recipes)).tolist())
     kept = np.unique(np.linspace(0, len(groups) - 1, min(len(groups), MOST_GROUPS)).round().astype(int))
     for row, key in enumerate(panels, 1):
@@ -65,14 +59,15 @@ def coefficients(view: StudyView) -> go.Figure | None:
 def _with_frame(figure: go.Figure, view: StudyView, panels: list[Key]) -> go.Figure:
     frame = framed([], "Coefficients of the best trials", "", "")
     figure.update_layout(title=frame.layout.title, template="none", legend={"traceorder": "normal"})
-    figure.update_layout(height=max(360, 170 * len(panels) + 160))
     figure.update_xaxes(frame.layout.xaxis)
     figure.update_yaxes(frame.layout.yaxis)
     figure.update_xaxes(title={"text": "group, from the first to the last layer"}, row=len(panels), col=1)
     sources = view.study.method.merged_sources(
         list(view.study.folders), view.study.parsed.content.merge.base, view.study.parsed.content.merge.template
     )
-    for row, (name, _) in enumerate(panels, 1):
+    for row, (name, source) in enumerate(panels, 1):
+        of_source = f"<br>of {short(source, 16)}" if source else ""
+        figure.update_yaxes(title={"text": f"{name}{of_source}"}, row=row, col=1)
         declared = view.study.method.coefficients.get(name)
         if declared is not None and declared.names_sources:
             names: dict[str, Any] = {"tickvals": list(range(len(sources))), "ticktext": list(sources)}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import plotly.graph_objects as go
 
-from mergesearch.results.view import StudyView
+from mergesearch.results.view import StudyView, TrialView
 
 T = TypeVar("T")
 
@@ -28,8 +28,10 @@ SCALE = "Cividis"
 """From low to high: even in lightness, and the same to every kind of colour vision."""
 MOST_BYTES = 40_000
 """Of a figure as JSON: it lies among a study's attributes, which are read often."""
-MOST_POINTS = 400
+MOST_POINTS = 300
 """Of one trace."""
+MOST_LABELS = 100
+"""With more trials than that in a figure, only their numbers are shown."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class StudyFigure:
 
 
 def framed(traces: Sequence[Any], title: str, x: str, y: str, **layout: Any) -> go.Figure:
-    """A figure with named axes, on no background of its own, so that it fits on light and dark pages.
+    """A figure with named axes, on white: pages of any colour can show it, and set another background if they like.
 
     Args:
         traces: of plotly.
@@ -83,6 +85,13 @@ def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
 def rounded(value: float, digits: int = 5) -> float:
     """So many digits after the point; JSON grows with every further one."""
     return round(float(value), digits)
+
+
+def trial_words(trials: Sequence[TrialView]) -> list[str]:
+    """What is shown of each trial where a pointer rests on it."""
+    stopped = ["" if t.value is not None else " (stopped early, estimate)" for t in trials]
+    labels = [f": {short(t.label, 40)}" if len(trials) <= MOST_LABELS and t.label else "" for t in trials]
+    return [f"trial {t.number}{s}{label}" for t, s, label in zip(trials, stopped, labels, strict=True)]
 
 
 def short(text: str, most: int = 60) -> str:

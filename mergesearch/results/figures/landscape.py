@@ -18,6 +18,7 @@ from mergesearch.results.figures.drawing import (
     rounded,
     short,
     thinned,
+    trial_words,
 )
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.search.dimension import Dimension
@@ -69,7 +70,7 @@ def _curve(view: StudyView, x: Dimension, title: str) -> go.Figure:
         mode="lines+markers",
         line={"color": BLUE, "width": 1},
         marker={"symbol": [_symbol(t) for t, *_ in ordered]},
-        text=[_words(t) for t, *_ in ordered],
+        text=trial_words([t for t, *_ in ordered]),
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
         name="trials",
         showlegend=False,
@@ -108,7 +109,7 @@ def _cloud(view: StudyView, x: Dimension, y: Dimension) -> go.Scatter:
             "size": 10,
             "line": {"width": 0.5, "color": BLACK},
         },
-        text=[_words(t) for t, *_ in ordered],
+        text=trial_words([t for t, *_ in ordered]),
         hovertemplate="%{text}<br>%{marker.color:.4f}<extra></extra>",
         name="trials",
         showlegend=False,
@@ -136,11 +137,6 @@ def _axis(dimension: Dimension) -> dict[str, Any]:
 
 def _symbol(trial: TrialView) -> str:
     return "circle" if trial.value is not None else "x-thin-open"
-
-
-def _words(trial: TrialView) -> str:
-    stopped = "" if trial.value is not None else " (stopped early, estimate)"
-    return f"trial {trial.number}{stopped}: {short(trial.label)}"
 
 
 MEASURED = StudyFigure(

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from mergesearch.results.figures.drawing import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, StudyFigure, framed, rounded
+from mergesearch.results.figures.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    StudyFigure,
+    framed,
+    rounded,
+    short,
+)
 from mergesearch.results.figures.drawing import thinned as thin
 from mergesearch.results.view import StudyView, TrialView
 
@@ -22,7 +33,7 @@ def wins(view: StudyView) -> go.Figure | None:
     for i, (ours, theirs) in enumerate(zip(merge.result.collections, source.result.collections, strict=True)):
         differences = ours.scores - theirs.scores
         order = np.argsort(-differences, kind="stable")
-        n, most = len(order), max(50, 400 // len(merge.result.collections))
+        n, most = len(order), max(8, 400 // len(merge.result.collections))
         won, lost = int((differences > TIE).sum()), int((differences < -TIE).sum())
         shown = thin(list(enumerate(order)), most)
         lines.append(
@@ -32,7 +43,7 @@ def wins(view: StudyView) -> go.Figure | None:
                 mode="lines",
                 line={"shape": "hvh", "color": COLOURS[i % len(COLOURS)], "width": 2},
                 fill="tozeroy" if len(merge.result.collections) == 1 else None,
-                text=[ours.query_ids[q] for _, q in shown],
+                text=[short(ours.query_ids[q], 24) for _, q in shown],
                 hovertemplate="query %{text}: %{y:+.4f}<extra></extra>",
                 name=f"{ours.collection}: {won} won, {n - won - lost} tied, {lost} lost",
                 showlegend=True,
