@@ -52,6 +52,11 @@ class Artifacts:
         self._most_bytes = most_bytes
         self._store = self._open(str(location))
 
+    @property
+    def optuna_store(self) -> Any:
+        """Optuna's store of the same files, for programs that know those."""
+        return self._store
+
     def write(self, content: bytes) -> str:
         """Keep `content`; returns its name.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -30,20 +31,46 @@ from mergesearch.cli.common import STUDY_FILE, examples, storage_option, url_or_
     help="Callers must know it: as a password, as a bearer token, or as ?token= in the address. "
     "MERGESEARCH_DASHBOARD_TOKEN keeps it out of the process list.",
 )
+@click.option(
+    "--auth-token-file",
+    type=click.File(),
+    envvar="MERGESEARCH_DASHBOARD_TOKEN_FILE",
+    help="A file that holds the token and nothing else.",
+)
+@click.option(
+    "--artifacts",
+    metavar="LOCATION",
+    help="Folder or bucket of files attached to trials; by default the study file's.",
+)
 def command(
-    study_file: Path | None, storage: str | None, host: str, port: int, read_only: bool, auth_token: str | None
+    study_file: Path | None,
+    storage: str | None,
+    host: str,
+    port: int,
+    read_only: bool,
+    auth_token: str | None,
+    auth_token_file: TextIO | None,
+    artifacts: str | None,
 ) -> None:
     """Open optuna-dashboard on the study database, on this machine only unless told otherwise."""
-    from mergesearch.storage.dashboard import application, server
-    from mergesearch.study_file import parse_study, storage_url
+    from mergesearch.storage.dashboard import application, page_of, server
+    from mergesearch.study_file import artifact_location, parse_study, storage_url
 
+    study = None
     if study_file is not None:
-        storage = storage_url(parse_study(study_file).content, storage)
+        parsed = parse_study(study_file)
+        study, storage = parsed.content.study, storage_url(parsed.content, storage)
+        artifacts = artifacts or artifact_location(parsed)
     url = url_or_environment(storage)
+    if auth_token is None and auth_token_file is not None:
+        auth_token = auth_token_file.read().strip()
     if auth_token == "":
         raise click.UsageError("the token is empty")
-    with server(application(url, token=auth_token, read_only=read_only), host=host, port=port) as serving:
-        click.echo(f"dashboard at http://{host}:{serving.server_port}/ (Ctrl-C ends it)")
+    shown = application(url, token=auth_token, read_only=read_only, artifacts=artifacts)
+    with server(shown, host=host, port=port) as serving:
+        page = "/" if study is None else page_of(url, study)
+        password = "" if auth_token is None else ", any user, the token as password"
+        click.echo(f"dashboard at http://{host}:{serving.server_port}{page}{password} (Ctrl-C ends it)")
         if auth_token is None and host not in ("127.0.0.1", "localhost", "::1"):
             click.echo("whoever reaches it can change and delete studies: see --auth-token and --read-only", err=True)
         serving.serve_forever()

@@ -18,7 +18,8 @@ import numpy as np
 
 from mergesearch.errors import MergesearchError
 from mergesearch.evaluation.luck import Luck
-from mergesearch.evaluation.result import CollectionScores
+from mergesearch.evaluation.result import CollectionScores, TrialResult
+from mergesearch.recipe import MergeRecipe
 from mergesearch.results.distance import Distances
 from mergesearch.storage.reader import StudyReader
 from mergesearch.study import Study
@@ -143,13 +144,20 @@ class ScoredTrial:
     optimism: float
 
 
-def choose(study: Study, store: StudyReader) -> Choice:
+def choose(
+    study: Study, store: StudyReader, scored: Mapping[int, tuple[MergeRecipe, TrialResult]] | None = None
+) -> Choice:
     """Apply the rule to everything the study has scored on all its queries.
+
+    Args:
+        study: the resolved study.
+        store: its records.
+        scored: what `store.scored` gave, where that is known.
 
     Raises:
         NothingScoredError: no trial has a score yet.
     """
-    distances, scored = Distances(study), store.scored()
+    distances, scored = Distances(study), store.scored() if scored is None else scored
     candidates = []
     for trial in scored_trials(store):
         if trial.number not in scored:  # another program ended it, with a value but without scores

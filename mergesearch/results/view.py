@@ -14,6 +14,7 @@ from typing import Any
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.search.importance import importances
 from mergesearch.storage.reader import Reading, StudyReader
 from mergesearch.storage.record import StudyRecord
 from mergesearch.study import Study
@@ -31,6 +32,7 @@ class TrialView:
         value: the dev score, a selection score; None without one, and for trials that were stopped.
         estimate: of a trial that was stopped, what its value would have been, about.
         predicted, deviation: what was predicted of it before it was evaluated; None where nothing was.
+        fingerprint: of its recipe; empty for trials that other programs began.
         recipe, result: what was merged and what came back; None for trials that brought nothing.
         reused: its score is that of an earlier trial with an equal recipe: nothing was encoded for it.
         tokens: encoded for it.
@@ -48,6 +50,7 @@ class TrialView:
     estimate: float | None
     predicted: float | None
     deviation: float | None
+    fingerprint: str
     recipe: MergeRecipe | None
     result: TrialResult | None
     reused: bool
@@ -90,7 +93,7 @@ class StudyView:
         once: dict[str, TrialView] = {}
         for t in self.trials:
             if t.value is not None and t.recipe is not None and t.result is not None:
-                once.setdefault(t.recipe.fingerprint, t)
+                once.setdefault(t.fingerprint, t)
         return tuple(once.values())
 
     @cached_property
@@ -115,6 +118,24 @@ class StudyView:
         even = self.study.uniform_average()
         return None if even is None else self._of({"": self.study.recipe_of(even)}).get("")
 
+    @cached_property
+    def points(self) -> tuple[tuple[TrialView, Mapping[str, float], float], ...]:
+        """Trials that are points of the study's space, in number order, with the point and the score.
+
+        Of a trial that was stopped, the estimate of it.
+        """
+        space, found = self.study.space, []
+        for t in self.trials:
+            value = t.value if t.value is not None else t.estimate
+            if value is not None and space.find(t.params) is not None:
+                found.append((t, space.snap(t.params), value))
+        return tuple(found)
+
+    @cached_property
+    def importances(self) -> Mapping[str, float]:
+        """Share of each searched coefficient in the variance of scores, see `search.importance`."""
+        return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
+
     def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
         """Trials with a value in the order in which they ended, each with the highest value until then."""
         found, best = [], float("-inf")
@@ -129,7 +150,7 @@ class StudyView:
         return next(t for t in self.trials if t.number == number)
 
     def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
-        scored = {t.recipe.fingerprint: t for t in self.scored if t.recipe is not None}
+        scored = {t.fingerprint: t for t in self.scored}
         return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
 
 
@@ -157,6 +178,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 estimate=attrs.get(ESTIMATE_ATTR),
                 predicted=attrs.get("predicted"),
                 deviation=attrs.get("deviation"),
+                fingerprint=str(attrs.get("recipe", "")),
                 recipe=recipe,
                 result=result,
                 reused="duplicate_of" in attrs,
@@ -169,7 +191,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
             )
         )
     try:
-        choice = choose(study, store)
+        choice = choose(study, store, scored)
     except NothingScoredError:
         choice = None
     return StudyView(study, store.record, tuple(trials), choice, tuple(store.test_readings()), tuple(store.history()))

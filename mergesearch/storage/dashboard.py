@@ -7,14 +7,19 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import parse_qsl
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import sqlalchemy as sa
+
+from mergesearch.artifacts import Artifacts
 from mergesearch.errors import StorageError
 from mergesearch.storage import schema
 from mergesearch.storage.engine import Database
+from mergesearch.storage.tables import studies
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -58,13 +63,22 @@ class Guard:
         return self._application(environ, start)
 
 
-def application(url: str, *, token: str | None = None, read_only: bool = False) -> Application:
+def application(
+    url: str, *, token: str | None = None, read_only: bool = False, artifacts: str | None = None
+) -> Application:
     """The guarded dashboard of a study database, for a WSGI server of your choice.
 
     An empty PostgreSQL database gets its tables first, so that the dashboard of a service may start before its studies.
 
+    Args:
+        url: the database.
+        token: see `Guard`.
+        read_only: see `Guard`.
+        artifacts: where files lie that people attach to studies and trials, see `Artifacts`; None shows none. To read
+            only, a folder that is missing is not made.
+
     Raises:
-        StorageError: the database cannot be used.
+        StorageError: database or artifacts cannot be used.
     """
     import optuna_dashboard
 
@@ -72,8 +86,23 @@ def application(url: str, *, token: str | None = None, read_only: bool = False) 
     if database.path is not None and not database.path.is_file():
         raise StorageError(f"there is no study database {database.path}. Start one: mergesearch run STUDY.yaml")
     schema.prepare(database, database.engine(), create=not database.is_sqlite)
+    there = artifacts is not None and (not read_only or "://" in artifacts or Path(artifacts).expanduser().is_dir())
+    store = Artifacts(artifacts).optuna_store if artifacts is not None and there else None
     storage = database.optuna_storage(create_tables=False)
-    return Guard(optuna_dashboard.wsgi(storage), token=token, read_only=read_only)
+    return Guard(optuna_dashboard.wsgi(storage, store), token=token, read_only=read_only)
+
+
+def page_of(url: str, study_name: str) -> str:
+    """The path of a study's page, or of the list of studies while there is no such study."""
+    database = Database.parse(url)
+    engine = database.engine()
+    try:
+        with database.friendly(), engine.connect() as connection:
+            query = sa.select(studies.c.study_id).where(studies.c.study_name == study_name)
+            found = connection.execute(query).scalar()
+    finally:
+        engine.dispose()
+    return "/dashboard" if found is None else f"/dashboard/studies/{found}"
 
 
 def server(application: Application, *, host: str, port: int) -> WSGIServer:

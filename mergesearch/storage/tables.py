@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # Optuna's, whose layout has not changed since 3.2: only what is read or written past it.
-studies = sa.table("studies", sa.column("study_id"))
+studies = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
 trials = sa.table(
     "trials",
     sa.column("trial_id"),
