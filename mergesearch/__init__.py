@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mergesearch.results.choose import choose
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
+    from mergesearch.results.mteb_tasks import evaluate_mteb
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
     from mergesearch.study import Study
@@ -24,6 +25,7 @@ _HOMES = {
     "StudyStore": "mergesearch.storage.store",
     "choose": "mergesearch.results.choose",
     "evaluate_folder": "mergesearch.results.evaluate",
+    "evaluate_mteb": "mergesearch.results.mteb_tasks",
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
@@ -37,6 +39,7 @@ __all__ = [
     "StudyStore",
     "choose",
     "evaluate_folder",
+    "evaluate_mteb",
     "evaluate_study",
     "export_merge",
     "load_study",
