@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @storage_option
 @format_option
 @click.pass_context
-def command(context: click.Context, target: Path, storage: str | None, output: str, **options: Any) -> None:
+def command(context: click.Context, /, target: Path, storage: str | None, output: str, **options: Any) -> None:
     """Score a study's winner and sources on the test split with paired tests, or score any model folder."""
     given = {name for name, value in options.items() if value and name != "split"}
     split_given = context.get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
