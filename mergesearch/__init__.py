@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
     from mergesearch.results.mteb_tasks import evaluate_mteb
+    from mergesearch.results.view import StudyView, TrialView, read_view
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
     from mergesearch.study import Study
@@ -23,6 +24,8 @@ _HOMES = {
     "MergeRecipe": "mergesearch.recipe",
     "Study": "mergesearch.study",
     "StudyStore": "mergesearch.storage.store",
+    "StudyView": "mergesearch.results.view",
+    "TrialView": "mergesearch.results.view",
     "choose": "mergesearch.results.choose",
     "evaluate_folder": "mergesearch.results.evaluate",
     "evaluate_mteb": "mergesearch.results.mteb_tasks",
@@ -30,6 +33,7 @@ _HOMES = {
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
     "open_store": "mergesearch.session",
+    "read_view": "mergesearch.results.view",
     "run_study": "mergesearch.session",
 }
 
@@ -37,6 +41,8 @@ __all__ = [
     "MergeRecipe",
     "Study",
     "StudyStore",
+    "StudyView",
+    "TrialView",
     "choose",
     "evaluate_folder",
     "evaluate_mteb",
@@ -44,6 +50,7 @@ __all__ = [
     "export_merge",
     "load_study",
     "open_store",
+    "read_view",
     "run_study",
 ]
 
