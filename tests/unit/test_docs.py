@@ -28,7 +28,7 @@ def test_no_figure_is_still_to_be_filled_in(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    coming = {"docs/report.png"}  # a picture of the report, which comes with it
+    coming = {"docs/report.png", "docs/watch.md", "docs/report.md", "docs/export.md"}  # with what they are about
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", read(page)):
         if not target.startswith("http"):
             path = ((ROOT / page).parent / target).resolve()
@@ -63,6 +63,21 @@ def test_the_python_in_the_readme_names_what_is_exported() -> None:
         used = set(re.findall(r"\bms\.([A-Za-z_]+)", "\n".join(blocks(page, "python"))))
         assert used
         assert used <= set(mergesearch.__all__)
+
+
+def test_the_readme_begins_as_it_promises() -> None:
+    (study,) = blocks("README.md", "yaml")
+    assert len(study.splitlines()) <= 15
+    assert len(re.findall(r"\.\s", read("README.md").split("\n\n")[1] + " ")) == 2
+
+
+def test_types_know_every_name_that_is_exported() -> None:
+    """What `__getattr__` gives is Any to them: each name is imported for them, too."""
+    tree = ast.parse((ROOT / "mergesearch" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (n for n in tree.body if isinstance(n, ast.If))
+    imported = {a.name: n.module for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert imported == mergesearch._HOMES
+    assert sorted(imported) == mergesearch.__all__
 
 
 def test_all_that_is_exported_is_on_the_page_and_there() -> None:
@@ -142,3 +157,18 @@ def test_the_method_in_contributing_merges(tmp_path: Path) -> None:
     finally:
         METHODS.pop("larger", None)
         sys.modules.pop("larger_by_magnitude", None)
+
+
+@pytest.mark.slow
+def test_the_python_page_is_typed_throughout(tmp_path: Path) -> None:
+    """No expression in it is Any, so mypy would find a wrong use; it does."""
+    from mypy import api
+
+    example = ROOT / "tests" / "typed_example.py"
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(example.read_text(encoding="utf-8").replace("choice.describe()", "choice.describe().number"))
+    strict = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path / "cache"), "--strict"]
+    found, _, _ = api.run([*strict, "--disallow-any-expr", str(example), str(wrong)])
+    errors = [line for line in found.splitlines() if re.match(r"\S*(wrong|typed_example)\.py:\d+: error", line)]
+    assert '"str" has no attribute "number"' in errors[0]
+    assert all(line.startswith(str(wrong)) for line in errors)
