@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mergesearch.results.choose import choose
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
+    from mergesearch.results.mteb_tasks import evaluate_mteb
+    from mergesearch.results.view import StudyView, TrialView, read_view
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
     from mergesearch.study import Study
@@ -22,12 +24,16 @@ _HOMES = {
     "MergeRecipe": "mergesearch.recipe",
     "Study": "mergesearch.study",
     "StudyStore": "mergesearch.storage.store",
+    "StudyView": "mergesearch.results.view",
+    "TrialView": "mergesearch.results.view",
     "choose": "mergesearch.results.choose",
     "evaluate_folder": "mergesearch.results.evaluate",
+    "evaluate_mteb": "mergesearch.results.mteb_tasks",
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
     "open_store": "mergesearch.session",
+    "read_view": "mergesearch.results.view",
     "run_study": "mergesearch.session",
 }
 
@@ -35,12 +41,16 @@ __all__ = [
     "MergeRecipe",
     "Study",
     "StudyStore",
+    "StudyView",
+    "TrialView",
     "choose",
     "evaluate_folder",
+    "evaluate_mteb",
     "evaluate_study",
     "export_merge",
     "load_study",
     "open_store",
+    "read_view",
     "run_study",
 ]
 

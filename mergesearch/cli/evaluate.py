@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,8 @@ from mergesearch.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from mergesearch.results.evaluate import Evaluation
+    from mergesearch.results.mteb_tasks import MtebEvaluation
     from mergesearch.storage.store import StudyStore
 
 
@@ -31,43 +34,89 @@ if TYPE_CHECKING:
         "mergesearch evaluate studies/segment-grid.yaml            # sources, uniform average, winner",
         "mergesearch evaluate merged --on studies/segment-grid.yaml  # a folder, with the study's settings",
         "mergesearch evaluate merged --beir ../data/nfcorpus --split test",
+        "mergesearch evaluate merged --mteb NFCorpus,SciFact --out mteb-results --card",
     ),
 )
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--on", "study_file", type=click.Path(path_type=Path), help="Study file that names the collections.")
 @click.option("--beir", type=click.Path(path_type=Path), help="A collection folder in BEIR layout.")
 @click.option("--split", default="test", show_default=True, help="Which queries to read.")
+@click.option("--mteb", metavar="TASK,…", help="Retrieval tasks of MTEB, on the splits that MTEB evaluates.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --mteb: the folder for MTEB's JSON files.")
+@click.option(
+    "--name", metavar="ORG/MODEL", help="With --mteb: the model's name in these files.  [default: local/FOLDER]"
+)
+@click.option("--card", is_flag=True, help="With --mteb: put the scores into the folder's model card, too.")
 @storage_option
 @format_option
-def command(
-    target: Path, study_file: Path | None, beir: Path | None, split: str, storage: str | None, output: str
-) -> None:
+@click.pass_context
+def command(context: click.Context, /, target: Path, storage: str | None, output: str, **options: Any) -> None:
     """Score a study's winner and sources on the test split with paired tests, or score any model folder."""
+    given = {name for name, value in options.items() if value and name != "split"}
+    split_given = context.get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
+    if not target.is_dir() and given:
+        raise click.UsageError(f"there is no model folder {target} (--on, --beir and --mteb score a model folder)")
+    if target.is_dir() and len(given & {"study_file", "beir", "mteb"}) != 1:
+        raise click.UsageError("say what to score the folder on: --on STUDY.yaml, --beir FOLDER or --mteb TASK")
+    if ("mteb" in given) != ("out" in given) or (not options["mteb"] and given & {"name", "card"}):
+        raise click.UsageError("--mteb and --out FOLDER belong together, and --name and --card to them")
+    if "mteb" in given and (split_given or storage):
+        raise click.UsageError("with --mteb the task says which split is read, and nothing is recorded with a study")
     announce_loading()
-    from mergesearch.cli.progress import phase_bar
-    from mergesearch.resolving import load_study
-    from mergesearch.results.evaluate import evaluate_folder, evaluate_study
-
-    if target.is_dir():
-        if (study_file is None) == (beir is None):
-            raise click.UsageError("say what to score the folder on: --on STUDY.yaml or --beir FOLDER")
-        study = load_study(study_file) if study_file else None
-        with quiet_libraries(), _recorded(study_file, storage) as store, phase_bar("evaluating") as progress:
-            evaluation = evaluate_folder(target, study=study, store=store, beir=beir, split=split, progress=progress)
-    else:
-        if study_file is not None or beir is not None:
-            raise click.UsageError(f"there is no model folder {target} (--on and --beir score a model folder)")
-        study = load_study(target)
-        with quiet_libraries(), open_existing(target, storage) as store, phase_bar("evaluating") as progress:
-            evaluation = evaluate_study(study, store, split=split, progress=progress)
+    with quiet_libraries():
+        evaluation, notes = _evaluate(target, storage, **options)
     if output == "json":
         print_json(evaluation.to_dict())
         return
     for title, headers, rows in evaluation.tables():
         print_table(headers, rows, title=title)
         click.echo()
-    for note in evaluation.notes:
+    for note in notes:
         click.echo(note)
+
+
+def _evaluate(
+    target: Path,
+    storage: str | None,
+    *,
+    study_file: Path | None,
+    beir: Path | None,
+    split: str,
+    mteb: str | None,
+    out: Path | None,
+    name: str | None,
+    card: bool,
+) -> tuple[Evaluation | MtebEvaluation, Sequence[str]]:
+    """What was asked for, and what there is to say about it."""
+    from mergesearch.cli.progress import phase_bar
+    from mergesearch.resolving import load_study
+    from mergesearch.results.evaluate import evaluate_folder, evaluate_study
+
+    if mteb is not None and out is not None:
+        return _by_mteb(target, mteb, out, name, card)
+    if not target.is_dir():
+        study = load_study(target)
+        with open_existing(target, storage) as store, phase_bar("evaluating") as progress:
+            evaluation = evaluate_study(study, store, split=split, progress=progress)
+        return evaluation, evaluation.notes
+    named = load_study(study_file) if study_file else None
+    with _recorded(study_file, storage) as recorded, phase_bar("evaluating") as progress:
+        evaluation = evaluate_folder(target, study=named, store=recorded, beir=beir, split=split, progress=progress)
+    return evaluation, evaluation.notes
+
+
+def _by_mteb(folder: Path, mteb: str, out: Path, name: str | None, card: bool) -> tuple[MtebEvaluation, Sequence[str]]:
+    from mergesearch.results.mteb_tasks import add_to_card, evaluate_mteb
+
+    tasks = [task.strip() for task in mteb.split(",") if task.strip()]
+    evaluation = evaluate_mteb(folder, tasks, out, name=name, progress=sys.stderr.isatty())
+    notes = [
+        f"written in MTEB's layout: {sorted({s.file.parent for s in evaluation.scores})[0]}",
+        "not recorded with any study: a choice made by these scores makes them selection scores",
+    ]
+    if card:
+        notes.append(f"scores put into {add_to_card(folder, evaluation)}")
+    return evaluation, notes
 
 
 @contextmanager

@@ -1,0 +1,318 @@
+"""Every command that README and docs/ show is run, on tiny studies in the place of the files it names.
+
+A command that is shown and is in no row of `CASES` fails. A new one takes one row: its text (`*` stands for anything),
+how it is tested, and for `PARSED` why it is not run here and what runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mergesearch.cli import cli
+from tests.docs_text import ROOT, USER_PAGES, Shown, blocks, command_blocks, commands, parse
+from tests.tiny_studies import TinyStudy, mergesearch
+
+RUN, SLOW, PARSED, NAME = "run", "run in the slow tests", "parsed", "the name of a command"
+COMING = {"report", "compare", "merge", "import-mergekit", "--push-to", "--watch"}
+"""Commands and options that another change brings: skipped while they are not there, to be taken out of here then."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How commands are tested.
+
+    Attributes:
+        text: of the command; `*` stands for anything. The first that matches counts.
+        how: RUN, SLOW, PARSED or NAME.
+        why: of PARSED, what it would need, and what test runs the like of it.
+        without: files and folders that are not to be there before.
+        makes: files that are to be there afterwards.
+        environment: variables.
+        prepare: called with the world and pytest's monkeypatch.
+    """
+
+    text: str
+    how: str
+    why: str = ""
+    without: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[Path, pytest.MonkeyPatch], None] | None = None
+
+
+def local_mteb(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of these names whose data are here and not on the hub."""
+    pytest.importorskip("mteb")
+    from tests.tiny_mteb import make_task
+
+    registry = sys.modules["mteb.get_tasks"]._TASKS_REGISTRY
+    for name in ("NFCorpus", "SciFact"):
+        monkeypatch.setitem(registry, name, make_task(world / "data" / "mine", name))
+
+
+CLUSTER = "needs a Ray cluster; tests/integration/test_ray_cluster.py runs studies on one"
+JOBS = "needs a Ray cluster that takes jobs; tests/integration/test_submit.py submits to one"
+HUB = "uploads to the hub; tests of the export do so to an endpoint of their own"
+WATCHES = "looks again until the study ends; the tests of the live view watch one"
+SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py asks it for pages"
+CASES = [
+    *(Case(f"mergesearch {name}", NAME) for name in ("run", "submit", "dashboard", "plan")),
+    Case("mergesearch validate *", RUN),
+    Case("mergesearch plan *", RUN),
+    Case("mergesearch run * --address *", PARSED, CLUSTER),
+    Case("mergesearch run study.yaml --workers ray --count 2", SLOW, without=("study.db",), makes=("study.db",)),
+    Case("mergesearch run a.yaml b.yaml c.yaml", RUN, without=("several.db",), makes=("several.db",)),
+    Case("mergesearch run *", RUN, without=("study.db",), makes=("study.db",)),
+    Case("mergesearch submit *", PARSED, JOBS),
+    Case("mergesearch jobs *", PARSED, JOBS),
+    Case("mergesearch control *", RUN),
+    Case("mergesearch studies", RUN, environment={"MERGESEARCH_STORAGE": "sqlite:///study.db"}),
+    Case("mergesearch studies sqlite:///my.db", RUN),
+    Case("mergesearch status * --watch", PARSED, WATCHES),
+    Case("mergesearch status *", RUN),
+    Case("mergesearch best *", RUN),
+    Case("mergesearch evaluate merged --mteb *", RUN, makes=("mteb-results/results",), prepare=local_mteb),
+    Case("mergesearch evaluate studies/segment-grid.yaml", SLOW),
+    Case("mergesearch evaluate *", RUN),
+    Case("mergesearch export * --push-to *", PARSED, HUB),
+    Case("mergesearch export study.yaml --out merged", RUN, without=("merged",), makes=("merged/mergesearch.json",)),
+    Case("mergesearch export study.yaml --trial 7 --out trial-7", SLOW, makes=("trial-7/mergesearch.json",)),
+    Case("mergesearch merge merged/mergesearch.json --out again", RUN, makes=("again/mergesearch.json",)),
+    Case("mergesearch merge *", RUN),
+    Case("mergesearch report * --out report.html", RUN, makes=("report.html",)),
+    Case("mergesearch report *", RUN),
+    Case("mergesearch compare *", RUN),
+    Case("mergesearch import-mergekit *", RUN),
+    Case("mergesearch dashboard *", PARSED, SERVES),
+    Case("mergesearch methods*", RUN),
+    Case("mergesearch clean *", RUN),
+]
+
+MAKE = {
+    "quickstart": "by hand; the README has what it prints, and tests/unit/test_api_reference.py makes its texts",
+    "test": "these tests",
+    "test-slow": "the slow tests, this file's among them",
+    "chaos": "by hand; docs/reliability.md has the result",
+    "bench": "by hand; docs/speed.md has the result",
+    "bench-search": "by hand; docs/speed.md has the result",
+}
+"""Targets of the Makefile that pages name, and who runs them."""
+
+PROGRAMS = {
+    "mergesearch": "CASES",
+    "make": "MAKE",
+    "pip": "its extras are looked up in pyproject.toml",
+    "python": "its modules and files are looked up",
+    "git": "clones this repository",
+    "export": "sets a variable of the shell",
+    "install": "makes an empty file",
+    "mkdir": "makes a folder",
+    "docker": "docs/deploy.md says what was run of it and what was not",
+    "kubectl": "docs/deploy.md says what was run of it and what was not",
+    "docker/make-secrets.sh": "tests/unit/test_deploy_files.py",
+}
+"""Programs that pages show commands of, and what tests these."""
+
+SHOWN = commands("mergesearch")
+
+
+def case_of(shown: Shown) -> Case:
+    found = next((c for c in CASES if fnmatchcase(shown.text, c.text)), None)
+    assert found is not None, f"{shown.page} shows `{shown.text}`, which is in no row of CASES in {__file__}"
+    return found
+
+
+def of_kind(*kinds: str) -> list[Any]:
+    """The commands that are tested in one of these ways; those in no row are among all of them."""
+    return [
+        pytest.param(shown, id=shown.text.removeprefix("mergesearch "), marks=pytest.mark.slow if how == SLOW else ())
+        for shown in SHOWN
+        for how in [next((c.how for c in CASES if fnmatchcase(shown.text, c.text)), PARSED)]
+        if how in kinds
+    ]
+
+
+def skip_what_is_coming(shown: Shown) -> None:
+    coming = COMING & set(shown.text.split())
+    if coming:
+        pytest.skip(f"{', '.join(coming)} is not there yet")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) -> Path:
+    """A folder that holds what the pages speak of: finished studies, models, collections, an export.
+
+    Databases are named relative to it, so that copies of it are independent of each other.
+    """
+    folder = tmp_path_factory.mktemp("pages") / "world"
+    shutil.copytree(grid_study.folder, folder)
+    world = TinyStudy(folder).change("storage", to="sqlite:///study.db")
+    shutil.copy(world.file, folder / "my.yaml")
+    shutil.copy(folder / "study.db", folder / "my.db")
+    (folder / "data").mkdir()
+    shutil.copytree(folder / "collection", folder / "data" / "mine")
+    (folder / "studies").mkdir()
+    for name in ("segment-grid", "segment-grid-e5-mistral"):
+        shutil.copy(ROOT / "studies" / f"{name}.yaml", folder / "studies")
+    content = world.content()
+    for source, path in content["sources"].items():
+        content["sources"][source] = f"../{path}"
+    content["evaluation"]["collections"][0]["folder"] = "../collection"
+    write(folder / "studies" / "segment-grid.yaml", content)
+    for name in "abc":
+        content = world.content()
+        content |= {"study": name, "storage": "sqlite:///several.db", "seed": ord(name)}
+        content["search"] = {"strategy": "random", "trials": 2}
+        write(folder / f"{name}.yaml", content)
+    models = [{"model": str(folder / source), "parameters": {"weight": 0.5}} for source in ("retriever", "domain")]
+    config = {"merge_method": "linear", "models": models, "dtype": "float32"}
+    (folder / "config.yml").write_text(json.dumps(config), encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for arguments in (("run", "a.yaml", "b.yaml"), ("export", "study.yaml", "--out", "merged")):
+            answer = mergesearch(*arguments)
+            assert answer.code == 0, answer.err
+    finally:
+        os.chdir(before)
+    shutil.copy(folder / "merged" / "mergesearch.json", folder)
+    return folder
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content), encoding="utf-8")  # which is YAML
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the current folder."""
+    copy = tmp_path / "world"
+    shutil.copytree(template, copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def test_every_command_is_in_a_row_and_every_row_is_of_use() -> None:
+    cases = [case_of(shown) for shown in SHOWN]
+    assert not [c.text for c in CASES if c not in cases and "*" not in c.text], "rows without a command on any page"
+    assert all(c.why for c in CASES if c.how == PARSED)
+
+
+def test_what_is_coming_has_not_come() -> None:
+    options = {o for c in cli.commands.values() for p in c.params for o in p.opts}
+    come = COMING & (set(cli.commands) | options)
+    assert not come, f"there now: take {', '.join(sorted(come))} out of COMING"
+
+
+@pytest.mark.parametrize("shown", of_kind(RUN, SLOW))
+def test_it_runs(shown: Shown, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_what_is_coming(shown)
+    case = case_of(shown)
+    for name in case.without:
+        path = world / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, value in case.environment.items():
+        monkeypatch.setenv(name, value)
+    if case.prepare is not None:
+        case.prepare(world, monkeypatch)
+    command, _, _file = shown.text.partition(" > ")
+    answer = mergesearch(*command.split(" ")[1:])
+    assert answer.code == 0, answer.err
+    assert answer.out
+    assert not [name for name in case.makes if not (world / name).exists()]
+
+
+@pytest.mark.parametrize("shown", of_kind(PARSED))
+def test_it_is_taken(shown: Shown) -> None:
+    case_of(shown)
+    skip_what_is_coming(shown)
+    parse(shown.text)
+
+
+@pytest.mark.parametrize("shown", of_kind(NAME))
+def test_it_is_a_command(shown: Shown) -> None:
+    assert shown.text.removeprefix("mergesearch ") in cli.commands
+
+
+def test_a_command_that_there_is_not_is_not_taken() -> None:
+    for text in ("mergesearch find study.yaml", "mergesearch run study.yaml --fast"):
+        with pytest.raises(click.UsageError):
+            parse(text)
+        with pytest.raises(AssertionError, match="in no row of CASES"):
+            case_of(Shown(text.replace("run", "rune"), "README.md"))
+
+
+PYTHON: dict[str, tuple[tuple[str, ...], Callable[[Path, pytest.MonkeyPatch], None] | None]] = {
+    "README.md": (("merged", "study.db"), None),
+    "docs/python.md": (("merged", "study.db"), None),
+    "docs/evaluate.md": ((), local_mteb),
+}
+"""Pages with Python: what is not to be there before, and what is made ready."""
+
+
+def test_every_page_with_python_is_run() -> None:
+    assert {page for page in USER_PAGES if blocks(page, "python")} == set(PYTHON)
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without, prepare = PYTHON[page]
+    for name in without:
+        path = world / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if prepare is not None:
+        prepare(world, monkeypatch)
+    for i, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page}, block {i + 1}", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+def test_make_has_the_targets_and_someone_runs_them() -> None:
+    named = {shown.text.split(" ")[1] for shown in commands("make")}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert named == set(MAKE)
+    assert named <= targets
+
+
+def test_modules_and_files_of_python_are_there_and_take_the_options() -> None:
+    for shown in commands("python"):
+        _, *arguments = shown.text.split(" ")
+        files = [a for a in arguments if a.endswith(".py")]
+        assert all((ROOT / f).is_file() for f in files), shown
+        if arguments[0] == "-m" and arguments[1] != "pytest":
+            spec = importlib.util.find_spec(arguments[1])
+            assert spec is not None, shown
+            assert spec.origin is not None
+            source = Path(spec.origin).read_text(encoding="utf-8")
+            for helper in set(re.findall(r"from tests\.benchmarks\.(\w+)", source)):
+                source += (Path(spec.origin).parent / f"{helper}.py").read_text(encoding="utf-8")
+            assert not [a for a in arguments if a.startswith("--") and f'"{a}"' not in source], shown
+
+
+def test_extras_are_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    shown = " ".join(c.text for c in commands("pip"))
+    named = {extra for group in re.findall(r"\[([a-z,]+)\]", shown) for extra in group.split(",")}
+    assert named
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_every_program_in_a_block_is_known() -> None:
+    lines = [line for page in USER_PAGES for text in command_blocks(page) for line in text.splitlines() if line.strip()]
+    assert {line.removeprefix("$ ").split(" ")[0] for line in lines} <= set(PROGRAMS)
