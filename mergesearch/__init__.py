@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mergesearch.results.choose import choose
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
+    from mergesearch.results.remake import merge_recipe
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
     from mergesearch.study import Study
@@ -27,6 +28,7 @@ _HOMES = {
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
+    "merge_recipe": "mergesearch.results.remake",
     "open_store": "mergesearch.session",
     "run_study": "mergesearch.session",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "evaluate_study",
     "export_merge",
     "load_study",
+    "merge_recipe",
     "open_store",
     "run_study",
 ]

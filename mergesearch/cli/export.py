@@ -39,6 +39,8 @@ def command(study_file: Path, storage: str | None, out: Path, trial: int | None,
     study = load_study(study_file)
     with quiet_libraries(), open_existing(study_file, storage) as store, phase_bar("re-scoring") as progress:
         exported = export_merge(study, store, out, trial=trial, force=force, progress=progress)
+    for warning in exported.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(
         f"exported trial {exported.trial} to {exported.folder}: dev {exported.metric} "
         f"{exported.recorded:.4f} recorded, {exported.rescored:.4f} re-scored from the saved files"
