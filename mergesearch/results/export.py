@@ -23,6 +23,7 @@ from mergesearch.evaluation.result import TrialResult
 from mergesearch.results.choose import choose, scored_trials
 from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
 from mergesearch.results.licences import concerns
+from mergesearch.results.mergekit.writing import CONFIG_FILE, Configuration, mergekit_config
 from mergesearch.results.model_card import model_card
 from mergesearch.results.model_files import save_model, states_encoding, template_files
 from mergesearch.results.provenance import encoding_of, licences_of, made_on, provenance_of, settings_of
@@ -104,15 +105,19 @@ def export_merge(
         provenance = provenance_of(study, store, number, recipe, recorded, rescored, choice)
         provenance["encoding"] = encoding_of(encoder, study, overridden=overridden)
         provenance |= {"settings": settings_of(spec), "weights": fingerprint, "made_on": made_on(spec)}
+        said = mergekit_config(recipe, study.layout, study.checkpoints, {**study.folders, **study.adapters})
         with writing(out):
-            write_own_files(partial, provenance)
+            write_own_files(partial, provenance, said)
     metric = study.parsed.content.evaluation.metric
     warnings = tuple(concerns(licences_of(provenance)))
     return Exported(out, number, metric, recorded.value, rescored.value, warnings)
 
 
-def write_own_files(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Recipe and card, the last files of an export."""
+def write_own_files(folder: Path, provenance: Mapping[str, Any], said: Configuration) -> None:
+    """Recipe, card and, where there is one, mergekit's configuration: the last files of an export."""
+    provenance = {**provenance, "mergekit": said.to_dict()}
+    if said.text:
+        (folder / CONFIG_FILE).write_text(said.text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(provenance), encoding="utf-8")
     (folder / RECIPE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 

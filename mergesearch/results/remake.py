@@ -22,6 +22,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results.export import check_room, size_of, write_own_files
 from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
 from mergesearch.results.licences import concerns
+from mergesearch.results.mergekit.writing import mergekit_config
 from mergesearch.results.model_files import save_model, states_encoding
 from mergesearch.results.provenance import FORMAT, SETTINGS, encoding_settings, licences_of, made_on, now, settings_of
 from mergesearch.results.provenance import sources_of as describe_sources
@@ -119,8 +120,10 @@ def merge_recipe(
             "versions": {**found.get("versions", {}), "export": versions()},
             "exported_at": now(),
         }
+        layout = read_layout(template, trust_remote_code=recipe.template in here.trusted)
+        said = mergekit_config(recipe, layout, here.checkpoints, here.located)
         with writing(out):
-            write_own_files(partial, made)
+            write_own_files(partial, made, said)
     return Remade(out, fingerprint, "weights" in found, tuple(concerns(licences_of(made))))
 
 
