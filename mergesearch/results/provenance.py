@@ -21,6 +21,7 @@ from mergesearch.sources.locate import hub_id
 from mergesearch.storage import redact
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions
+from mergesearch.study_file import CollectionEntry
 from mergesearch.workers.evaluator import EvaluatorSpec
 
 FORMAT = 1
@@ -45,7 +46,7 @@ def provenance_of(
         for r in store.test_readings()
         if r.fingerprint == recipe.fingerprint
     }
-    datasets = {c.name: c.options.get("dataset") for c in study.parsed.content.evaluation.collections}
+    datasets = {c.name: _hub_dataset(c, study.parsed.folder) for c in study.parsed.content.evaluation.collections}
     return {
         "format": FORMAT,
         "study": study.name,
@@ -166,6 +167,12 @@ def made_on(spec: EvaluatorSpec) -> dict[str, Any]:
 def now() -> str:
     """Date and time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _hub_dataset(collection: CollectionEntry, relative_to: Path) -> str | None:
+    """The hub's name of a collection's data set, where it is one."""
+    named = str(collection.options.get("dataset", "")) if collection.format == "huggingface" else ""
+    return named if _HUB_ID.fullmatch(named) and not (relative_to / named).exists() else None
 
 
 def _luck(number: int, choice: Choice) -> dict[str, Any]:
