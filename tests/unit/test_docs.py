@@ -27,6 +27,7 @@ PAGES = [
     "docs/deploy.md",
     "docs/reliability.md",
     "docs/scale.md",
+    "docs/export.md",
 ]
 
 
@@ -46,10 +47,11 @@ def test_every_command_shown_is_a_command() -> None:
     assert shown <= set(cli.commands)
 
 
-def test_every_call_on_the_page_of_clusters_is_one_that_the_program_takes() -> None:
-    calls = [line.partition("#")[0] for block in blocks("docs/cluster.md", "") for line in block.splitlines()]
+@pytest.mark.parametrize(("page", "at_least"), [("docs/cluster.md", 15), ("docs/export.md", 6)])
+def test_every_call_on_a_page_is_one_that_the_program_takes(page: str, at_least: int) -> None:
+    calls = [line.partition("#")[0] for block in blocks(page, "") for line in block.splitlines()]
     calls = [call for call in calls if call.startswith("mergesearch ")]
-    assert len(calls) >= 15
+    assert len(calls) >= at_least
     for call in calls:
         command: click.Command = cli
         context = None
@@ -60,6 +62,20 @@ def test_every_call_on_the_page_of_clusters_is_one_that_the_program_takes() -> N
             assert resolved is not None, call
             command = resolved
         command.make_context(name, rest, parent=context)
+
+
+def test_the_study_on_the_page_of_exports_is_what_the_configuration_there_becomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergesearch.results.mergekit.importing import import_mergekit
+    from tests.tiny_models import make_tiny, make_variant
+
+    make_variant(make_tiny("llama", tmp_path / "retriever", n_layers=4), tmp_path / "domain", seed=1)
+    monkeypatch.chdir(tmp_path)
+    config, study = blocks("docs/export.md", "yaml")
+    Path("merge.yml").write_text(config, encoding="utf-8")
+    assert import_mergekit(Path("merge.yml"), collection="../data/nfcorpus").text == study
+    check_file(parse_study_text(study, Path("study.yaml")))
 
 
 def test_the_study_in_the_readme_is_valid() -> None:

@@ -339,11 +339,13 @@ class _Importer:
         entry = CommentedMap({"name": "dev" if collection is None else Path(collection).name})
         if collection is None:
             entry["folder"] = PLACEHOLDER
-            entry.yaml_add_eol_comment("FILL IN: a judged collection in BEIR layout, as docs/search.md says", "folder")
+            entry.yaml_add_eol_comment("FILL IN: a folder with a judged collection in BEIR layout", "folder")
         else:
             entry["folder"] = self._located(collection)
         entry["split"] = split
         written = CommentedMap({"collections": CommentedSeq([entry])})
+        if self.file.dtype is None:
+            self.file.notes.append("no dtype is given, so merges are float32: see `evaluation.dtype`")
         if self.file.dtype is not None and self.file.dtype != "float32":
             written["dtype"] = self.file.dtype
         return written
@@ -365,7 +367,8 @@ class _Importer:
         space = search_space(parsed, {g.name: g.depth for g in groups})
         point = space.locate(wanted)
         assert point is not None, "the study does not hold the merge that it was made from"
-        return dict(point)
+        # Knots between layers follow from depths such as 1/3, whose digits end: nobody wrote 0.499999999825.
+        return {name: float(f"{value:.9g}") for name, value in point.items()}
 
 
 def _names(models: list[Reference]) -> dict[Reference, str]:
