@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
     from mergesearch.results.mteb_tasks import evaluate_mteb
+    from mergesearch.results.remake import merge_recipe
     from mergesearch.results.view import StudyView, TrialView, read_view
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
@@ -32,6 +33,7 @@ _HOMES = {
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
+    "merge_recipe": "mergesearch.results.remake",
     "open_store": "mergesearch.session",
     "read_view": "mergesearch.results.view",
     "run_study": "mergesearch.session",
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate_study",
     "export_merge",
     "load_study",
+    "merge_recipe",
     "open_store",
     "read_view",
     "run_study",

@@ -5,7 +5,6 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -31,7 +30,7 @@ from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group
 from mergesearch.sources.layout import EMBEDDINGS, Layout, lowest_layer
 from mergesearch.sources.locate import commit_of
-from mergesearch.sources.vocabulary import SharedTokens, same_vocabulary
+from mergesearch.sources.vocabulary import SharedTokens, hash_of_shared, same_vocabulary
 from mergesearch.study_checks import given_measurements, sources_to_measure
 from mergesearch.study_file import ParsedStudy, artifact_location
 from mergesearch.study_inputs import collection_specs, encoding_files
@@ -162,8 +161,7 @@ class Study:
         weights = self.checkpoints[source].content_hash
         if self.shared is None:
             return weights
-        rows = self.shared.rows[source].numpy().tobytes()
-        return hashlib.sha256(bytes.fromhex(weights) + rows).hexdigest()
+        return hash_of_shared(weights, self.shared.rows[source])
 
     def _options(self) -> dict[str, OptionValue]:
         """The merge method's options that differ from their defaults; one that is spelled out makes no other merge."""

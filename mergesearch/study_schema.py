@@ -144,8 +144,8 @@ class MergeEntry(_Closed):
     """The source that task vectors are taken from, for methods that need one."""
     groups: GroupsEntry = GroupsEntry(segments=1)
     coefficients: dict[str, Any]
-    """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source or group; with
-    `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
+    """Per coefficient: a number, `{values: […]}`, `{low, high, step|log}`, or a mapping by source, group or component;
+    with `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
     examples: ExamplesEntry | None = None
     """What a method measures of the sources (the losses of `cocktail`) is measured on these."""
     options: dict[str, bool | float | str] = {}

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mergesearch.search.registry import STRATEGIES
-from mergesearch.study_file import (
+from mergesearch.study_schema import (
     CollectionEntry,
     EvaluationEntry,
     ExamplesCollectionEntry,

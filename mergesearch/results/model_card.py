@@ -1,17 +1,21 @@
-"""The README.md of an exported model: what was merged, how, and what it scored."""
+"""The README.md of an exported model: what was merged, how, what it scored, and how to make it again.
+
+Metadata are by the hub's conventions (https://huggingface.co/docs/hub/model-cards). Test scores are metadata, too; dev
+scores, on which the merge was chosen, are told in the text alone.
+"""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mergesearch.recipe import MergeRecipe
+from mergesearch.results.licences import common, concerns
+from mergesearch.results.provenance import licences_of
 from mergesearch.sources.layout import span
-from mergesearch.study import Study
 
 _TEXT = """---
 {card_data}
@@ -20,14 +24,14 @@ _TEXT = """---
 # {name}
 
 A retrieval model merged from {sources} with the method `{method}` by
-[mergesearch](https://pypi.org/project/mergesearch/). No weight was trained: the coefficients below were searched.
+[mergesearch](https://pypi.org/project/mergesearch/). No weight was trained: the coefficients below were {origin}.
 
 ## Use
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer("path/to/this/folder")    # or its name on the hub
 queries = model.encode_query(["a query"])
 documents = model.encode_document(["a document"])
 scores = model.similarity(queries, documents)
@@ -43,60 +47,110 @@ scores = model.similarity(queries, documents)
 
 `mergesearch.json` holds the whole recipe with the hashes of every source; its fingerprint is `{fingerprint}`.
 
+## Make it again
+
+```
+pip install mergesearch=={version}
+mergesearch merge mergesearch.json --out merged
+```
+
+This looks for the sources, refuses any whose content is not what was merged, and ends with the same weights, SHA-256
+`{weights}`. Sources that lie elsewhere now are named with `--source NAME=FOLDER`. Made with {versions}.
+
+{mergekit}
+
+## Licences
+
+{licences}
+{scores}"""
+
+_SCORES = """
 ## Scores
 
 | split | collection | metric | score | queries |
 |---|---|---|---|---|
-{scores}
+{rows}
 
 Scores on the dev split are selection scores: the coefficients were chosen on those queries.
 {luck}
 """
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TASK = "information-retrieval"
 
 
-def model_card(study: Study, recipe: MergeRecipe, provenance: Mapping[str, Any]) -> str:
-    """The text of the card, with metadata by the hub's conventions."""
-    hub_ids = [
-        s.location
-        for s in recipe.sources
-        if _HUB_ID.fullmatch(s.location) and not (study.parsed.folder / s.location).exists()
-    ]
-    data = ModelCardData(
-        base_model=hub_ids or None,
-        base_model_relation="merge" if hub_ids else None,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=["merge", "mergesearch", "sentence-transformers", "retrieval"],
-    )
+def model_card(provenance: Mapping[str, Any]) -> str:
+    """The text of the card, with metadata by the hub's conventions.
+
+    Args:
+        provenance: what mergesearch.json holds.
+    """
+    recipe = MergeRecipe.from_dict(provenance["recipe"])
+    dev = provenance.get("dev")
+    version = provenance["versions"]["export"]
+    named = ("mergesearch", "torch", "transformers", "sentence-transformers")
     text = _TEXT.format(
-        card_data=data.to_yaml(),
-        name=study.name,
+        card_data=_metadata(recipe, provenance).to_yaml(),
+        name=_name(provenance),
         sources=", ".join(f"`{s.location}`" for s in recipe.sources),
         method=recipe.method,
-        encoding=_encoding(study, provenance["encoding"]),
+        origin="searched" if dev else "given",
+        encoding=_encoding(provenance["encoding"], scored=bool(dev)),
         rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
         fingerprint=recipe.fingerprint,
-        scores="\n".join(_scores(provenance)),
-        luck=_luck(provenance["dev"]),
+        version=version.get("mergesearch", ""),
+        weights=provenance["weights"],
+        versions=", ".join(f"{name} {version[name]}" for name in named if name in version),
+        mergekit=_mergekit(provenance.get("mergekit")),
+        licences=_licences(provenance),
+        scores=_SCORES.format(rows="\n".join(_scores(provenance)), luck=_luck(dev)) if dev else "",
     )
     return str(ModelCard(text))
 
 
-def _encoding(study: Study, encoding: Mapping[str, Any]) -> str:
-    """How texts were encoded for the scores below, and what of it the user has to repeat."""
-    evaluation = study.parsed.content.evaluation
-    lengths = {
-        "query": evaluation.max_length.query or encoding["max_length"]["query"],
-        "document": evaluation.max_length.document or encoding["max_length"]["document"],
-    }
-    pooling = " + ".join(encoding["pooling"]) or "the model's own"
-    scored = (
-        f"Scored in {encoding['dtype']} with {pooling} pooling and {encoding['similarity']} similarity; queries were "
-        f"cut to {lengths['query']} tokens and documents to {lengths['document']}."
+def _name(provenance: Mapping[str, Any]) -> str:
+    return str(provenance.get("study") or "merged")
+
+
+def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardData:
+    hub_ids = [found["hub"] for found in provenance["sources"].values() if found["hub"]]
+    licence = common(licences_of(provenance))
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            task_name="Information Retrieval",
+            dataset_type=r.get("dataset") or r["collection"],
+            dataset_name=r["collection"],
+            dataset_split=r["split"],
+            metric_type=r["metric"].replace("@", "_at_"),
+            metric_name=r["metric"],
+            metric_value=round(r["score"], 5),
+        )
+        for r in provenance.get("test", ())
+    ]
+    return ModelCardData(
+        base_model=hub_ids or None,
+        base_model_relation="merge" if hub_ids else None,
+        license=licence.id if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["merge", "mergesearch", "sentence-transformers", "retrieval", recipe.method],
+        model_name=_name(provenance) if results else None,
+        eval_results=results or None,
     )
-    lines = [scored]
+
+
+def _encoding(encoding: Mapping[str, Any], *, scored: bool) -> str:
+    """How texts were encoded for the scores, and what of it the user has to repeat."""
+    lines = []
+    if scored:
+        lengths = encoding["scored_length"]
+        pooling = " + ".join(encoding["pooling"]) or "the model's own"
+        lines.append(
+            f"Scored in {encoding['dtype']} with {pooling} pooling and {encoding['similarity']} similarity; queries "
+            f"were cut to {lengths['query']} tokens and documents to {lengths['document']}."
+        )
     if encoding["differs_from_template"]:
         lines.append("The study set pooling or normalisation; this folder's module files say what was scored.")
     if encoding["append_eos"]:
@@ -104,11 +158,10 @@ def _encoding(study: Study, encoding: Mapping[str, Any]) -> str:
             "An end token was appended to every text, which the tokenizer leaves out: encode "
             "`text + model.tokenizer.eos_token`."
         )
-    for spec in study.collection_specs():
-        given = {kind: prompt for kind, prompt in spec.prompts.items() if prompt is not None}
-        for kind, prompt in given.items():
+    for name, prompts in encoding["given_prompts"].items():
+        for kind, prompt in prompts.items():
             lines.append(
-                f"On {spec.name} the study gave the {kind} prompt {json.dumps(prompt, ensure_ascii=False)}: pass it as "
+                f"On {name} the study gave the {kind} prompt {json.dumps(prompt, ensure_ascii=False)}: pass it as "
                 f"`model.encode(…, prompt=…)`, for the template's files do not hold it."
             )
     return "\n".join(lines)
@@ -128,6 +181,24 @@ def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str
         else:
             parts.append(f"{name} = {value:.6g}")
     return ", ".join(parts)
+
+
+def _mergekit(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if found["why_not"]:
+        return f"There is no mergekit configuration of this merge: {found['why_not']}."
+    return (
+        f"`{found['file']}` says the same merge for mergekit {found['version']}, whose weights are equal "
+        f"{found['tolerance']}. It makes weights alone: take all other files from here."
+    )
+
+
+def _licences(provenance: Mapping[str, Any]) -> str:
+    found = licences_of(provenance)
+    lines = [f"- {source}: {licence.described if licence else 'not known'}" for source, licence in found.items()]
+    settled = "; ".join(concerns(found))
+    return "\n".join([*lines, *(["", f"{settled[0].upper()}{settled[1:]}."] if settled else [])])
 
 
 def _luck(dev: Mapping[str, Any]) -> str:

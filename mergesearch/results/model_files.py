@@ -15,7 +15,7 @@ from mergesearch.evaluation.settings import Choices, resolve
 MODULES_FILE = "modules.json"
 MAX_SHARD = "5GB"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".gguf"})
-_OWN_FILES = frozenset({"config.json", "README.md", "mergesearch.json"})
+_OWN_FILES = frozenset({"config.json", "README.md", "mergesearch.json", "mergekit_config.yml"})
 _TOKENIZER_FOLDERS = (PurePath("additional_chat_templates"),)
 
 

@@ -9,20 +9,24 @@ coefficients:
     retriever: 1.0                          # a constant
     domain: {low: 0, high: 1, step: .05}    # one dimension per group: `weight.domain.segment_1`, …
     expert: {segment_1: {low: 0, high: 1}, segment_2: .5}
+  t: {attention: {low: 0, high: 1, knots: 3}, mlp: .5, norms: .5}     # by component, where `groups.components` is set
   lambda: {low: .1, high: 2, log: true, tie: groups}      # one value for all groups: `lambda`
   density: {low: .2, high: 1, knots: 3}     # a gradient over depth: `density.knot_1`, `density.knot_2`, …
   gamma: [0, .01, .1]                       # a gradient that is not searched
   source: {values: [retriever, domain]}     # a choice of sources, by name; as a parameter it is a source's number
 ```
 
-A range or number directly under a coefficient per source stands for every source. `tie` makes one dimension
-of several: `groups`, `sources` or `all`. A gradient's numbers are spread evenly from the first layer to the last; a
-group has what straight lines between them give at its middle layer (`mergesearch.search.gradients`).
+A component stands for its groups, one of which may have an entry of its own beside it: it makes one dimension per
+group, or with `knots` or `tie: groups` its own (`t.attention.knot_1`). A range or number directly under a coefficient
+per source stands for every source. `tie` makes one dimension of several: `groups`, `sources` or `all`. A gradient's
+numbers are spread evenly from the first layer to the last; a group has what straight lines between them give at its
+middle layer (`mergesearch.search.gradients`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -70,6 +74,7 @@ def build_space(
     return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
 
 
+_COMPONENT = re.compile(r"(?:segment|layer)_\d+_(\w+)")
 _Entry = float | tuple[float, ...] | Range
 """A constant, the constants of a gradient, or what is searched."""
 _Shares = tuple[tuple[str, float], ...]
@@ -118,6 +123,10 @@ class _Builder:
     ) -> None:
         self._method, self._sources, self._template = method, sources, template
         self._groups, self._depths = tuple(groups), groups
+        self._components: dict[str, list[str]] = {}
+        for group in groups:
+            if found := _COMPONENT.fullmatch(group):
+                self._components.setdefault(found[1], []).append(group)
         self._problems: list[Problem] = []
         self._uses: dict[str, _Use] = {}
         # By group, coefficient and the shares of dimensions there: the sources that have the value.
@@ -129,7 +138,7 @@ class _Builder:
         method = self._method
         if not isinstance(config, Mapping):
             raise StudyFileError([f"expected a mapping of coefficients, found {config!r}"])
-        for name in sorted(set(self._sources) & set(self._groups)):
+        for name in sorted({*self._groups, *self._components}.intersection(self._sources)):
             self._problem("is the name of a source and of a parameter group: rename the source", name)
         shorthands = [name for name in config if name in method.shorthands]
         for name, entry in config.items():
@@ -212,14 +221,15 @@ class _Builder:
         bounds = Bounds(declared.low, declared.high, declared.log, names)
         if not declared.per_source:
             self._read_groups(name, entry, bounds, None, (name,))
-        elif not isinstance(entry, Mapping) or is_range(entry) or entry.keys() & set(self._groups):
+        elif not isinstance(entry, Mapping) or is_range(entry) or entry.keys() & set(self._named()):
             self._read_groups(name, entry, bounds, self._sources, (name,))
         else:
             for source, inner in entry.items():
                 if source in self._sources:
                     self._read_groups(name, inner, bounds, (source,), (name, source))
                 else:
-                    self._problem(unknown("source or group", source, [*self._sources, *self._groups]), name, source)
+                    known = [*self._sources, *self._named()]
+                    self._problem(unknown("source or group", source, known), name, source)
             for source in self._sources:
                 if source not in entry and declared.default is None:
                     self._problem(f"has no value for source {source!r}", name)
@@ -239,10 +249,15 @@ class _Builder:
                 self._fill(name, spec, sources, group, keys)
             return
         for group, inner in entry.items():
-            if group not in self._groups:
-                self._problem(unknown("group", group, self._groups), *keys, group)
+            if group not in self._named():
+                self._problem(unknown("group", group, self._named()), *keys, group)
                 continue
             spec = self._read_entry(inner, bounds, (*keys, group))
+            if group in self._components:
+                for member in self._components[group]:
+                    if member not in entry:
+                        self._fill(name, spec, sources, member, (*keys, group), component=group)
+                continue
             if isinstance(spec, Range) and spec.tie in ("groups", "all"):
                 self._problem("cannot be tied over groups: write the range above the groups", *keys, group, "tie")
             elif isinstance(spec, tuple) or (isinstance(spec, Range) and spec.knots):
@@ -253,8 +268,9 @@ class _Builder:
                 )
             self._fill(name, spec, sources, group, keys)
         declared = self._method.coefficients.get(name)
+        given = {member for key in entry for member in self._components.get(key, [key])}
         for group in self._groups:
-            if group not in entry and (declared is None or declared.default is None):
+            if group not in given and (declared is None or declared.default is None):
                 self._problem(f"has no value for group {group!r}", *keys)
 
     def _fill(
@@ -264,7 +280,9 @@ class _Builder:
         sources: tuple[str, ...] | None,
         group: str,
         keys: tuple[str, ...],
+        component: str | None = None,
     ) -> None:
+        """Note what a group has; of an entry for a whole component, dimensions are named after that."""
         if spec is None:
             return
         depth = self._depths[group]
@@ -286,8 +304,10 @@ class _Builder:
             shares = {0: 1.0} if spec.knots is None else knot_shares(depth, spec.knots)
             named = []
             for knot, share in shares.items():
-                last = [] if spec.tie in ("groups", "all") else [group if spec.knots is None else f"knot_{knot + 1}"]
-                label = ".".join([*parts, *last])
+                over_groups = spec.tie in ("groups", "all")
+                last = [] if over_groups else [group if spec.knots is None else f"knot_{knot + 1}"]
+                first = [component] if component is not None and (over_groups or spec.knots is not None) else []
+                label = ".".join([*parts, *first, *last])
                 rank = (
                     self._groups.index(group),
                     order.index(name),
@@ -319,8 +339,12 @@ class _Builder:
             self._problem(outside, *keys)
         return value
 
+    def _named(self) -> tuple[str, ...]:
+        """What entries by group may be called."""
+        return (*self._groups, *self._components)
+
     def _read_range(self, entry: Mapping[str, Any], bounds: Bounds, keys: tuple[str, ...]) -> Range | None:
-        beside = [key for key in entry if key in self._groups]
+        beside = [key for key in entry if key in self._named()]
         for group in beside:
             self._problem("a range for all groups and one for this group: list every group, or none", *keys, group)
         spec, found = read_range({k: v for k, v in entry.items() if k not in beside}, bounds)

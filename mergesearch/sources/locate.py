@@ -26,7 +26,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """What PEFT writes beside its config, in its order of preference."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 _SAFE_WEIGHTS = [
     "*.safetensors",
     "*/pytorch_model.bin",

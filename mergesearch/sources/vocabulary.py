@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -38,6 +39,16 @@ class SharedTokens:
 
     def __len__(self) -> int:
         return len(next(iter(self.rows.values())))
+
+
+def hash_of_shared(weights: str, rows: torch.Tensor) -> str:
+    """SHA-256 of a source of which only some rows of the word embeddings are taken.
+
+    Args:
+        weights: the source's own content hash, in hexadecimal.
+        rows: its rows, int64, as in `SharedTokens.rows`.
+    """
+    return hashlib.sha256(bytes.fromhex(weights) + rows.numpy().tobytes()).hexdigest()
 
 
 def match_tokens(

@@ -20,6 +20,7 @@ from mergesearch.merging.resident import ResidentMerger
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results import export, model_files
 from mergesearch.results.export import EMBEDDING_TOLERANCE, RECIPE_FILE, Exported
+from mergesearch.results.mergekit.writing import CONFIG_FILE
 from mergesearch.workers.evaluator import open_merger
 from tests.tiny_models import HIDDEN, make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, make_study
@@ -125,7 +126,7 @@ def test_an_export_is_the_merge_that_was_scored(exported: Exported, finished: tu
 
 def test_all_but_weights_config_and_card_is_the_template_byte_for_byte(exported: Exported, tiny: TinyStudy) -> None:
     template = tiny.folder / "retriever"
-    own = {"config.json", "model.safetensors", "README.md", RECIPE_FILE}
+    own = {"config.json", "model.safetensors", "README.md", RECIPE_FILE, CONFIG_FILE}
     assert files_of(exported.folder) - own == files_of(template) - own - {"training_args.bin", "onnx/config.json"}
     for name in files_of(exported.folder) - own:
         assert (exported.folder / name).read_bytes() == (template / name).read_bytes(), name

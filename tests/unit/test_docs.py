@@ -58,6 +58,20 @@ def test_studies_on_pages_are_valid(page: str) -> None:
         check_file(parse_study_text(json.dumps(study), Path(f"{page}.yaml")))
 
 
+def test_the_study_on_the_page_of_exports_is_what_the_configuration_there_becomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergesearch.results.mergekit.importing import import_mergekit
+    from tests.tiny_models import make_tiny, make_variant
+
+    make_variant(make_tiny("llama", tmp_path / "retriever", n_layers=4), tmp_path / "domain", seed=1)
+    monkeypatch.chdir(tmp_path)
+    config, study = blocks("docs/export.md", "yaml")
+    Path("merge.yml").write_text(config, encoding="utf-8")
+    assert import_mergekit(Path("merge.yml"), collection="../data/nfcorpus").text == study
+    check_file(parse_study_text(study, Path("study.yaml")))
+
+
 def test_the_python_in_the_readme_names_what_is_exported() -> None:
     for page in ("README.md", "docs/python.md", "docs/evaluate.md"):
         used = set(re.findall(r"\bms\.([A-Za-z_]+)", "\n".join(blocks(page, "python"))))

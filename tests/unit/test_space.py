@@ -215,6 +215,49 @@ def test_components_of_a_layer_have_its_depth_and_ends_have_the_ends() -> None:
     assert [found[g]["weight"]["retriever"] for g in groups] == [0, 0.25, 0.25, 0.75, 1]  # type: ignore[index,call-overload]
 
 
+DIVIDED = tuple(f"layer_{i}_{c}" for i in range(3) for c in ("attention", "mlp", "norms"))
+
+
+def test_a_component_stands_for_its_groups() -> None:
+    config = {
+        "t": {
+            "attention": {"low": 0, "high": 1, "knots": 2},
+            "mlp": {"low": 0, "high": 1, "tie": "groups"},
+            "norms": [0.2, 0.6],
+            "layer_1_norms": {"low": 0, "high": 1},
+            "embeddings": 0.5,
+        }
+    }
+    depths = (0.0, *(d for d in (0.0, 0.5, 1.0) for _ in range(3)))
+    space = space_of(config, method="slerp", groups=("embeddings", *DIVIDED), depths=depths)
+    point = {"t.attention.knot_1": 0.0, "t.attention.knot_2": 1.0, "t.mlp": 0.3, "t.layer_1_norms": 0.9}
+    assert {d.name for d in space.dimensions} == set(point)
+    found = {group: coefficients["t"] for group, coefficients in space.coefficients(point).items()}
+    assert [found[f"layer_{i}_attention"] for i in range(3)] == [0.0, 0.5, 1.0]
+    assert {found[f"layer_{i}_mlp"] for i in range(3)} == {0.3}
+    assert [found[f"layer_{i}_norms"] for i in range(3)] == [0.2, 0.9, 0.6]
+    assert space.locate(space.coefficients(point)) == point
+
+
+def test_components_of_sources_and_mistakes_about_them() -> None:
+    per_source = {
+        "weight": {"retriever": {"attention": 1.0, "mlp": 0.5, "norms": 0.5}, "domain": {"low": 0, "high": 1}}
+    }
+    depths = tuple(d for d in (0.0, 0.5, 1.0) for _ in range(3))
+    space = space_of(per_source, groups=DIVIDED, depths=depths)
+    assert len(space.dimensions) == 9
+    every = {"weight": {"attention": 1.0, "mlp": {"low": 0, "high": 1}, "norms": 0.5}}
+    names = {d.name for d in space_of(every, groups=DIVIDED, depths=depths).dimensions}
+    assert "weight.domain.layer_0_mlp" in names
+    (missing, *_) = problems_of(
+        {"t": {"attention": {"low": 0, "high": 1}}}, method="slerp", groups=DIVIDED, depths=depths
+    )
+    assert missing == "t: has no value for group 'layer_0_mlp'"
+    (unknown, *_) = problems_of({"t": {"attentoin": 0.5}}, method="slerp", groups=DIVIDED, depths=depths)
+    assert "Did you mean 'attention'" in unknown
+    assert "unknown group 'attention'" in problems_of({"t": {"attention": {"low": 0, "high": 1}}}, method="slerp")[0]
+
+
 @given(
     depths=st.lists(st.integers(0, 64).map(lambda k: k / 64), min_size=1, max_size=12, unique=True).map(sorted),
     knots=st.integers(2, 5),

@@ -1,0 +1,260 @@
+"""An export made again from its recipe alone: no study file, no database, the same weights.
+
+Sources are found where the recipe says they lay, at the revision it says, or where the user says they lie now; what
+they hold has to be what was merged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergesearch.errors import ExportError, MergesearchError, unknown
+from mergesearch.evaluation.loading import quiet_loading
+from mergesearch.merging.registry import get_method
+from mergesearch.recipe import MergeRecipe
+from mergesearch.results.export import check_room, size_of, write_own_files
+from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
+from mergesearch.results.licences import concerns
+from mergesearch.results.mergekit.writing import mergekit_config
+from mergesearch.results.model_files import save_model, states_encoding
+from mergesearch.results.provenance import FORMAT, SETTINGS, encoding_settings, licences_of, made_on, now, settings_of
+from mergesearch.results.provenance import sources_of as describe_sources
+from mergesearch.results.saved import check_libraries, open_saved, unusable_is_an_export_error
+from mergesearch.sources.adapter import open_source
+from mergesearch.sources.adapter_config import read_adapter_config
+from mergesearch.sources.alignment import share_tokens
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.layout import EMBEDDINGS, read_layout
+from mergesearch.sources.locate import holds_adapter, locate
+from mergesearch.sources.vocabulary import hash_of_shared
+from mergesearch.versions import versions
+from mergesearch.workers.evaluator import EvaluationSettings, EvaluatorSpec, open_merger
+
+_TEXTS = [["graph search", "the protein diet of a patient with cancer", "merge", "How do vitamins work?"]]
+"""What the saved model is tried on: any text does."""
+
+
+@dataclass(frozen=True)
+class Remade:
+    """What was made; `same` is whether a recorded fingerprint of the weights was there and is met."""
+
+    folder: Path
+    weights: str
+    same: bool
+    warnings: tuple[str, ...] = ()
+
+
+def merge_recipe(
+    file: Path,
+    out: Path,
+    *,
+    sources: Mapping[str, str] | None = None,
+    device: str | None = None,
+    trusted: Collection[str] = (),
+    force: bool = False,
+) -> Remade:
+    """Make the model of a recipe.
+
+    Args:
+        file: `mergesearch.json` of an export, or a recipe alone (`MergeRecipe.to_dict` as JSON).
+        out: the folder to make.
+        sources: source name to where it lies now: a hub id, a folder or `package:NAME`.
+        device: where to merge; by default that of the export, as last bits may depend on it, and the CPU where the
+            file does not say.
+        trusted: sources whose own Python code may be run.
+        force: replace `out` when it is an earlier export, or empty.
+
+    Raises:
+        ExportError: the file is no recipe; sources are not there or hold something else; the weights are not those
+            that the file tells; `out` cannot be made.
+    """
+    found = read_provenance(file)
+    recipe = MergeRecipe.from_dict(found["recipe"])
+    here = _Sources(recipe, sources or {}, _adapter_bases(found), frozenset(trusted))
+    check_destination(out, force=force, needed=[*here.folders.values(), *here.adapters.values()])
+    on = found.get("made_on", {"device": "cpu", "threads": torch.get_num_threads()})
+    settings = {name: found.get("settings", {}).get(name) for name in SETTINGS}
+    spec = EvaluatorSpec(
+        folders=here.folders,
+        adapters=here.adapters,
+        template=recipe.template,
+        merged_places=here.places,
+        collections=(),
+        evaluation=EvaluationSettings(**settings, dtype=recipe.dtype, device=device or on["device"]),
+        threads=on["threads"],
+        trusted=here.trusted,
+        shared_tokens=here.shared_tokens,
+    )
+    template = here.folders[recipe.template]
+    torch.set_num_threads(spec.threads)
+    with unusable_is_an_export_error("the sources"):
+        encoder, merger = open_merger(spec)
+        merger.apply(recipe)
+    fingerprint = merger.fingerprint()
+    del merger
+    _check_same(found, fingerprint, spec)
+    with made_whole(out, force=force) as partial:
+        check_room(partial, size_of(encoder, template))
+        with writing(out), quiet_loading():
+            save_model(encoder, template, partial)
+        overridden = not states_encoding(encoder, template)
+        del encoder
+        with unusable_is_an_export_error():
+            encoder = open_saved(partial, spec, fingerprint)
+            check_libraries(partial, encoder, _TEXTS, trust_remote_code=recipe.template in here.trusted)
+        described = describe_sources(recipe, here.located, here.folders, Path())
+        made = {
+            **found,
+            "sources": {**described, **found.get("sources", {})},
+            "encoding": found.get("encoding") or encoding_settings(encoder, overridden=overridden),
+            "settings": settings_of(spec),
+            "weights": fingerprint,
+            "made_on": made_on(spec),
+            "versions": {**found.get("versions", {}), "export": versions()},
+            "exported_at": now(),
+        }
+        layout = read_layout(template, trust_remote_code=recipe.template in here.trusted)
+        said = mergekit_config(recipe, layout, here.checkpoints, here.located)
+        with writing(out):
+            write_own_files(partial, made, said)
+    return Remade(out, fingerprint, "weights" in found, tuple(concerns(licences_of(made))))
+
+
+def read_provenance(file: Path) -> dict[str, Any]:
+    """What `file` holds, as far as it is there: at least `format`, `fingerprint` and `recipe`.
+
+    Raises:
+        ExportError: it cannot be read, or holds no recipe that could be followed.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ExportError(f"{file} is no JSON: {error}") from error
+    bare = isinstance(content, dict) and "recipe" not in content
+    found = {"format": FORMAT, "recipe": content} if bare else content
+    try:
+        recipe = MergeRecipe.from_dict(found["recipe"])
+        get_method(recipe.method)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{file} is neither {RECIPE_FILE} of an export nor a recipe: {error}") from error
+    except MergesearchError as error:
+        raise ExportError(f"{file}: {error}") from error
+    if found.get("format") != FORMAT:
+        raise ExportError(f"{file} has format {found.get('format')!r}, expected {FORMAT}: was a newer version at work?")
+    if found.setdefault("fingerprint", recipe.fingerprint) != recipe.fingerprint:
+        raise ExportError(
+            f"{file}: the recipe was changed: its fingerprint is {recipe.fingerprint[:12]}…, the file says "
+            f"{found['fingerprint'][:12]}…. Merge from the file as it was exported, or from the recipe alone"
+        )
+    return found
+
+
+def _adapter_bases(found: Mapping[str, Any]) -> dict[str, str]:
+    """Adapter to the source that is its base, where that is a source."""
+    described = found.get("sources", {})
+    return {name: s["base"]["source"] for name, s in described.items() if (s.get("base") or {}).get("source")}
+
+
+class _Sources:
+    """The sources of a recipe, found and compared with what was merged.
+
+    Raises:
+        ExportError: naming every source that is not there, or holds something else.
+    """
+
+    def __init__(
+        self, recipe: MergeRecipe, moved: Mapping[str, str], bases: Mapping[str, str], trusted: frozenset[str]
+    ) -> None:
+        self.recipe, self.trusted = recipe, trusted
+        self.located: dict[str, Path] = {}
+        self.folders: dict[str, Path] = {}
+        self.adapters: dict[str, Path] = {}
+        self.checkpoints: dict[str, Checkpoint] = {}
+        names = [ref.name for ref in recipe.sources]
+        problems = [unknown("source", name, names) for name in (*moved, *trusted) if name not in names]
+        for ref in recipe.sources:
+            where = moved.get(ref.name, ref.location)
+            hint = "" if ref.name in moved else f" Say where it lies now: --source {ref.name}=FOLDER."
+            try:
+                commit = ref.revision if where == ref.location and not Path(where).expanduser().is_dir() else None
+                self.located[ref.name] = locate(where, revision=commit)
+            except MergesearchError as error:
+                problems.append(f"source {ref.name!r}: {error}{hint}")
+        for name, found in self.located.items():
+            try:
+                self._open(name, found, self.located.get(bases.get(name, "")))
+            except MergesearchError as error:
+                problems.append(f"source {name!r}: {error}")
+        if not problems:
+            problems = self._differences()
+        if problems:
+            raise ExportError("\n".join(["the sources of the recipe are not at hand:", *problems]))
+
+    def _open(self, name: str, found: Path, base: Path | None) -> None:
+        folder = found
+        if holds_adapter(found) or base is not None:
+            folder = base or read_adapter_config(found).locate_base(Path())
+            self.adapters[name] = found
+        self.checkpoints[name] = open_source(name, folder, self.adapters.get(name))
+        self.folders[name] = folder
+
+    @cached_property
+    def places(self) -> dict[str, frozenset[str]]:
+        """Source to the places that are read from it."""
+        merged = [p for g in self.recipe.groups if g.copy_from is None for p in g.places]
+        found = {name: set(merged) for name in self.folders}
+        for group in self.recipe.groups:
+            if group.copy_from is not None and group.copy_from != self.recipe.template:
+                found[group.copy_from] |= set(group.places)
+        return {name: frozenset(places) for name, places in found.items()}
+
+    @cached_property
+    def shared_tokens(self) -> bool:
+        """Whether word embeddings were merged over shared tokens: the recipe's hashes tell, and nothing else does."""
+        plain = {ref.name: self.checkpoints[ref.name].content_hash for ref in self.recipe.sources}
+        if EMBEDDINGS not in self.places[self.recipe.template]:
+            return False
+        return all(ref.content_hash != plain[ref.name] for ref in self.recipe.sources)
+
+    def _differences(self) -> list[str]:
+        template = self.recipe.template
+        hashes = {name: c.content_hash for name, c in self.checkpoints.items()}
+        if self.shared_tokens:
+            layout = read_layout(self.folders[template], trust_remote_code=template in self.trusted)
+            try:
+                shared = share_tokens(self.checkpoints, template=template, layout=layout)
+            except MergesearchError:  # they are other models, then, with nothing in common
+                shared = None
+            if shared is not None:
+                hashes = {name: hash_of_shared(hashes[name], shared.rows[name]) for name in hashes}
+        return [
+            f"source {ref.name!r} in {self.located[ref.name]} holds something else than what was merged: its content "
+            f"is {hashes[ref.name][:12]}…, the recipe's {ref.content_hash[:12]}…"
+            + (f" (revision {ref.revision})." if ref.revision else ".")
+            for ref in self.recipe.sources
+            if hashes[ref.name] != ref.content_hash
+        ]
+
+
+def _check_same(found: Mapping[str, Any], fingerprint: str, spec: EvaluatorSpec) -> None:
+    """Refuse weights that are not those that the file tells."""
+    if found.get("weights", fingerprint) == fingerprint:
+        return
+    then, ours = found.get("versions", {}).get("export", {}), versions()
+    other = [f"{name} {then[name]} → {ours.get(name, 'none')}" for name in then if then[name] != ours.get(name)]
+    on = found.get("made_on", {})
+    raise ExportError(
+        f"the sources are those of the recipe, but the weights are not: {fingerprint[:12]}… here, "
+        f"{found['weights'][:12]}… in the export. Last bits may depend on versions and on the device. Versions that "
+        f"differ: {', '.join(other) or 'none'}; made on {on.get('device', 'an unknown device')}, here on "
+        f"{spec.evaluation.device}. Take the same (--device), or merge from the recipe alone, without its fingerprint"
+    )
