@@ -71,7 +71,7 @@ def _parts(now: Snapshot, batches: tuple[int, int] | None, predicting: bool) -> 
 def _progress(now: Snapshot) -> str:
     """Trials of those planned, and the time left."""
     trials = f"{now.done} of {now.planned} trials" if now.planned is not None else f"{now.done} trials"
-    if not now.coordinators:
+    if not now.coordinators or now.done == now.planned:
         return trials
     if now.wanted == "pause":
         return f"{trials}, paused"

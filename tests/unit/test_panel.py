@@ -137,6 +137,8 @@ def test_what_is_not_known_is_not_said() -> None:
     assert "0 of 400 trials, time left unknown until trials have ended" in text
     assert "token" not in text
     assert "0 trials, time left unknown" in words(drawn(replace(early, planned=None), 80))
+    done = replace(RUNNING, done=400, seconds_left=0.0)  # and the program goes on with something else
+    assert "a study: 400 of 400 trials ━" in words(drawn(done, 80))
     paused = words(drawn(replace(RUNNING, wanted="pause", seconds_left=None), 80))
     assert "69 of 400 trials, paused" in paused
     assert "to go on: mergesearch control study.yaml go" in paused
