@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.0005, help="how far from the best counts as the best")
     parser.add_argument("--timed", type=int, default=25, help="points of the grid that the peers score")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of the process, where others work beside")
-    parser.add_argument("--pair", nargs=2, type=Path, action="append", default=[], help="another collection and model")
+    parser.add_argument("--pair", nargs=3, action="append", default=[], help="another collection, model and --queries")
     parser.add_argument("--side", choices=[*SIDES, "search"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -89,8 +89,9 @@ def main() -> None:
         _run_side(arguments)
         return
     summary = []
-    for collection, domain in [(arguments.collection, arguments.domain), *arguments.pair]:
-        arguments.collection, arguments.domain = collection, domain
+    pairs = [(Path(collection), Path(domain), int(queries)) for collection, domain, queries in arguments.pair]
+    for collection, domain, queries in [(arguments.collection, arguments.domain, arguments.queries), *pairs]:
+        arguments.collection, arguments.domain, arguments.queries = collection, domain, queries
         title = f"{collection.name}, {domain.name if domain else 'perturbed'}"
         print(f"\n## {title}")
         with tempfile.TemporaryDirectory() as root:
