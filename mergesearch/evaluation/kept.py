@@ -1,13 +1,14 @@
 """Embeddings of a trial that are worth keeping: what a surrogate predicts other merges' rankings from.
 
 Of a pool every document is kept. Of a large corpus only documents that can matter are: the judged ones and those
-that a merge ranked high; whoever compares several merges fills in the rows that one has and another lacks.
+that a merge ranked high; whoever compares several merges fills in the rows that one has and another lacks. What is
+still large is projected onto its principal directions, which costs some accuracy: see docs/search.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,12 @@ MOST_WHOLE = 20_000
 """Documents up to which all of them are kept."""
 LARGEST_HALF = 6e4
 """Numbers beyond it do not fit into float16."""
+LARGE = 64 << 20
+"""Bytes of one merge beyond which its embeddings are projected: 64 such merges fill half of a folder of artifacts."""
+LOST_ENERGY = 0.002
+"""Share of the squared length of embeddings that a projection may lose."""
+LEAST_SAVED = 0.25
+"""Share of the dimensions that a projection must do without to be worth its error."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,54 @@ class KeptCollection:
         queries: float16 [Q, E] (float32 where numbers are too large for it), in the judgements' order.
         rows: corpus positions of the kept documents, ascending, int64 [N].
         documents: like `queries`, [N, E].
+        basis: orthonormal rows of the same dtype, [R, E]; `queries` and `documents` are coordinates along them then,
+            [Q, R] and [N, R]. None where they are embeddings.
     """
 
     queries: Tensor
     rows: NDArray[np.int64]
     documents: Tensor
+    basis: Tensor | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all embeddings."""
+        return self.queries.nbytes + self.documents.nbytes
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Embeddings of queries and documents, [Q, E] and [N, E], whatever they are kept as."""
+        if self.basis is None:
+            return self.queries, self.documents
+        basis_RE = self.basis.float()
+        queries, documents = ((x.float() @ basis_RE).to(x.dtype) for x in (self.queries, self.documents))
+        return queries, documents
+
+    def filled(self, rows: NDArray[np.int64], embeddings: Tensor) -> KeptCollection:
+        """With further documents, [M, E] at corpus positions `rows`, none of which is there yet."""
+        if self.basis is not None:
+            embeddings = embeddings.float() @ self.basis.float().T
+        every = np.concatenate([self.rows, rows])
+        order = np.argsort(every)
+        documents = torch.cat([self.documents, embeddings.to(self.documents.dtype)])
+        return replace(self, rows=every[order], documents=documents[torch.from_numpy(order)])
+
+    def projected(self, lost_energy: float) -> KeptCollection:
+        """Coordinates along as many principal directions of these texts as it takes to lose no more than that.
+
+        Queries and documents count equally, and their origin stays where it is, so that inner products do: of length
+        1, those of all queries and documents change by `lost_energy` on average at most (rounding apart), as a product
+        of two lost parts is at most the mean of their squares. What would save less than a quarter stays as it is.
+        """
+        if self.basis is not None:
+            return self
+        texts = [self.queries.float(), self.documents.float()]
+        values, vectors = torch.linalg.eigh(sum(x.T @ x / max(1, len(x)) for x in texts))
+        lost = values.clamp_min(0).cumsum(0) <= lost_energy * values.clamp_min(0).sum()  # ascending
+        if int(lost.sum()) < LEAST_SAVED * len(lost):
+            return self
+        basis_RE = vectors[:, ~lost].T.flip(0).to(self.documents.dtype)
+        queries, documents = ((x @ basis_RE.float().T).to(self.documents.dtype) for x in texts)
+        return KeptCollection(queries, self.rows, documents, basis_RE.contiguous())
 
 
 @dataclass(frozen=True)
@@ -46,6 +96,12 @@ class KeptEmbeddings:
     """Embeddings of one merge, per collection."""
 
     collections: tuple[KeptCollection, ...]
+
+    def compact(self) -> KeptEmbeddings:
+        """Projected where they are `LARGE`; what was projected stays as it is."""
+        if sum(kept.n_bytes for kept in self.collections) <= LARGE:
+            return self
+        return KeptEmbeddings(tuple(kept.projected(LOST_ENERGY) for kept in self.collections))
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
@@ -56,6 +112,8 @@ class KeptEmbeddings:
             tensors[f"{i}.queries"] = kept.queries.contiguous()
             tensors[f"{i}.rows"] = torch.from_numpy(kept.rows)
             tensors[f"{i}.documents"] = kept.documents.contiguous()
+            if kept.basis is not None:
+                tensors[f"{i}.basis"] = kept.basis
         content: bytes = save(tensors)
         return content
 
@@ -65,10 +123,15 @@ class KeptEmbeddings:
         from safetensors.torch import load
 
         tensors = load(content)
-        n = len(tensors) // 3
+        n = sum(name.endswith(".rows") for name in tensors)
         return cls(
             tuple(
-                KeptCollection(tensors[f"{i}.queries"], tensors[f"{i}.rows"].numpy(), tensors[f"{i}.documents"])
+                KeptCollection(
+                    tensors[f"{i}.queries"],
+                    tensors[f"{i}.rows"].numpy(),
+                    tensors[f"{i}.documents"],
+                    tensors.get(f"{i}.basis"),
+                )
                 for i in range(n)
             )
         )

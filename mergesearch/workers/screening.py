@@ -12,7 +12,7 @@ import torch
 
 from mergesearch.artifacts import Artifacts
 from mergesearch.errors import StorageError
-from mergesearch.evaluation.kept import Keeper, KeptCollection, KeptEmbeddings
+from mergesearch.evaluation.kept import Keeper, KeptEmbeddings
 from mergesearch.surrogate.bank import CollectionBank, EmbeddingBank
 from mergesearch.surrogate.screening import screen
 from mergesearch.workers.pool import EvaluatedMerge, ScreeningResult, ScreeningTask
@@ -48,8 +48,10 @@ class Screener:
     def save(self, recipe: MergeRecipe, embeddings: KeptEmbeddings) -> str:
         """Keep a trial's embeddings; returns their name, which is empty where they cannot be kept.
 
-        A trial is not lost for want of room for its embeddings: they can be encoded again.
+        A trial is not lost for want of room for its embeddings: they can be encoded again. Those that are projected
+        because they are large are so from now on, for what is predicted must not depend on who has them in memory.
         """
+        embeddings = embeddings.compact()
         self._hold(recipe.fingerprint, embeddings)
         try:
             return self._artifacts.write(embeddings.to_bytes())
@@ -65,7 +67,7 @@ class Screener:
         for key, merge in task.merges.items():
             found = self._load(merge)
             if found is None:
-                found = self._encode(merge.recipe)
+                found = self._encode(merge.recipe).compact()
                 tokens += self._retrieval.n_tokens
                 restored[key] = self.save(merge.recipe, found)
             kept[key] = found
@@ -119,7 +121,7 @@ class Screener:
                     continue
                 recipe = merges[key].recipe
                 self._merger.apply(recipe)
-                filled = _fill(mine, missing, self._retrieval.embed(i, missing).cpu())
+                filled = mine.filled(missing, self._retrieval.embed(i, missing).cpu())
                 tokens += int(prepared.documents.lengths[np.searchsorted(prepared.document_rows, missing)].sum())
                 collections = (*kept.collections[:i], filled, *kept.collections[i + 1 :])
                 aligned[key] = KeptEmbeddings(collections)
@@ -130,15 +132,15 @@ class Screener:
         banks = []
         device = self._retrieval.encoder.device
         for i, prepared in enumerate(self._retrieval.collections):
-            kept = [merge.collections[i] for merge in merges]
+            whole = [merge.collections[i].whole() for merge in merges]
             banks.append(
                 CollectionBank(
-                    queries=torch.stack([k.queries.to(device) for k in kept]),
-                    documents=torch.stack([k.documents.to(device) for k in kept]),
+                    queries=torch.stack([queries.to(device) for queries, _ in whole]),
+                    documents=torch.stack([documents.to(device) for _, documents in whole]),
                     judgements=prepared.judgements,
                     weight=prepared.source.weight,
                     normalize=self._retrieval.encoder.settings.similarity != "dot",
-                    document_rows=kept[0].rows,
+                    document_rows=merges[0].collections[i].rows,
                     exclude=prepared.exclude,
                     candidates=prepared.candidates,
                 )
@@ -152,10 +154,3 @@ def _union(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         if len(other) != len(union) or (other != union).any():
             union = np.union1d(union, other)
     return union
-
-
-def _fill(kept: KeptCollection, missing: NDArray[np.int64], embeddings: torch.Tensor) -> KeptCollection:
-    rows = np.concatenate([kept.rows, missing])
-    order = np.argsort(rows)
-    documents = torch.cat([kept.documents, embeddings.to(kept.documents.dtype)])
-    return KeptCollection(kept.queries, rows[order], documents[torch.from_numpy(order)])

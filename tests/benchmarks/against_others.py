@@ -11,9 +11,11 @@ imports: loading models and texts, then every merge and its score.
 *The same points*: all 25 merges of the 5 × 5 grid, on every side.
 
 *To the best of the grid*: until a merge scores within --tolerance of the best of the 25. mergesearch's strategy is run
-for real, once per seed. What the peers need follows from the scores and seconds of their own 25 points, for a merge
-costs and scores the same in whatever order it comes: TPE is run on them with many seeds, and the loop is averaged
-over all orders of the grid.
+for real, once per seed; in another dtype as well with --dtype, where what counts is a merge's score in float32. What
+the peers need follows from the scores and seconds of their own 25 points, for a merge costs and scores the same in
+whatever order it comes: TPE is run on them with many seeds, and the loop is averaged over all orders of the grid. With
+--timed the peers score only so many points, and the others are taken to cost as much and to score what they scored
+with mergesearch.
 """
 
 from __future__ import annotations
@@ -28,21 +30,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mergesearch.cli.common import quiet_libraries
+from mergesearch.evaluation.result import TrialResult
+from mergesearch.listener import Listener
 from tests.benchmarks.pair import SHARES, Sample, add_arguments, make_sample
+from tests.benchmarks.tables import markdown
 
 SIDES = {
     "mergesearch": "mergesearch, grid",
     "mergekit": "(i) mergekit + encode + pytrec_eval",
     "sentence-transformers": "(ii) SentenceTransformer.merge + encode + pytrec_eval",
 }
-STANDBY = "gp"
-"""Searched with where the registry lacks the strategy asked for."""
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,52 @@ class Point:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Row:
+    """A way to the best of the grid, and what it takes."""
+
+    what: str
+    seconds: float
+    trials: float
+    often: str
+
+
 def main() -> None:
-    """Run every side in turn and print two tables."""
+    """Run every side in turn, pair by pair, and print the tables of each and one of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, queries=14)
     parser.add_argument("--strategy", default="embedding_surrogate", help="mergesearch's, for the search")
     parser.add_argument("--trials", type=int, default=12, help="budget of a search")
     parser.add_argument("--seeds", type=int, default=2, help="searches with mergesearch")
+    parser.add_argument("--dtype", help="mergesearch searches in this dtype too, such as bfloat16")
     parser.add_argument("--tpe-seeds", type=int, default=100)
     parser.add_argument("--tolerance", type=float, default=0.0005, help="how far from the best counts as the best")
+    parser.add_argument("--timed", type=int, default=25, help="points of the grid that the peers score")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of the process, where others work beside")
+    parser.add_argument("--pair", nargs=3, action="append", default=[], help="another collection, model and --queries")
     parser.add_argument("--side", choices=[*SIDES, "search"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         _run_side(arguments)
         return
-    with tempfile.TemporaryDirectory() as root:
-        sample = _reduced(make_sample(arguments, Path(root)), Path(root) / "sample")
-        (Path(root) / "sample.json").write_text(json.dumps(asdict(sample), default=str))
-        grids = {side: _child(arguments, root, side) for side in SIDES}
-        searches = _child(arguments, root, "search")
-    _print_grids(grids)
-    _print_searches(grids, searches, arguments)
+    summary = []
+    pairs = [(Path(collection), Path(domain), int(queries)) for collection, domain, queries in arguments.pair]
+    for collection, domain, queries in [(arguments.collection, arguments.domain, arguments.queries), *pairs]:
+        arguments.collection, arguments.domain, arguments.queries = collection, domain, queries
+        title = f"{collection.name}, {domain.name if domain else 'perturbed'}"
+        print(f"\n## {title}")
+        with tempfile.TemporaryDirectory() as root:
+            sample = _reduced(make_sample(arguments, Path(root)), Path(root) / "sample")
+            (Path(root) / "sample.json").write_text(json.dumps(asdict(sample), default=str))
+            grids = {side: _child(arguments, root, side) for side in SIDES}
+            searches = _child(arguments, root, "search")
+        _complete(grids)
+        _print_grids(grids)
+        rows = _rows(grids, searches, arguments)
+        _print_searches(grids, rows)
+        summary.append((title, grids, rows))
+    _print_summary(summary)
 
 
 def _reduced(sample: Sample, folder: Path) -> Sample:
@@ -104,7 +132,8 @@ def _reduced(sample: Sample, folder: Path) -> Sample:
 
 def _child(arguments: argparse.Namespace, root: str, side: str) -> Any:
     print(f"running {side}", flush=True)
-    options = [f"--{name}={getattr(arguments, name)}" for name in ("threads", "strategy", "trials", "seeds")]
+    passed = ("threads", "strategy", "trials", "seeds", "dtype", "timed", "clock")
+    options = [f"--{name}={value}" for name in passed if (value := getattr(arguments, name)) is not None]
     command = [sys.executable, "-m", "tests.benchmarks.against_others", str(arguments.collection), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "true"}
     subprocess.run([*command, f"--side={side}", f"--work={root}"], check=True, env=environment)
@@ -124,74 +153,102 @@ def _run_side(arguments: argparse.Namespace) -> None:
         elif arguments.side == "mergesearch":
             found = _ours(sample, arguments)
         else:
-            found = _theirs(sample, arguments.side)
+            found = _theirs(sample, arguments)
     (arguments.work / f"{arguments.side}.json").write_text(json.dumps(found))
 
 
-def _theirs(sample: Sample, side: str) -> dict[str, Any]:
+def _theirs(sample: Sample, arguments: argparse.Namespace) -> dict[str, Any]:
     from tests.benchmarks import peers
 
-    make = peers.with_mergekit if side == "mergekit" else peers.with_sentence_transformers
-    started = time.perf_counter()
+    make = peers.with_mergekit if arguments.side == "mergekit" else peers.with_sentence_transformers
+    clock = CLOCKS[arguments.clock]
+    started = clock()
     judged = peers.Judged(sample.collection, (sample.query_length, sample.document_length))
     objective, model = make(sample.retriever, sample.domain, judged)
-    loaded = time.perf_counter() - started
+    loaded = clock() - started
+    grid = list(itertools.product(SHARES, SHARES))
     points = []
-    for lower, upper in itertools.product(SHARES, SHARES):
-        begun = time.perf_counter()
+    for lower, upper in grid[:: math.ceil(len(grid) / arguments.timed)]:
+        begun = clock()
         value = objective(lower, upper)
-        points.append(asdict(Point(lower, upper, value, time.perf_counter() - begun)))
-    seconds = time.perf_counter() - started
-    return {"load": loaded, "seconds": seconds, "points": points, "tokens": judged.tokens(model) * len(points)}
+        points.append(asdict(Point(lower, upper, value, clock() - begun)))
+    return {"load": loaded, "points": points, "tokens": judged.tokens(model)}
 
 
 def _ours(sample: Sample, arguments: argparse.Namespace) -> dict[str, Any]:
     search = {"strategy": "grid", "enqueue": []}
-    return _study(sample, arguments.work / "grid", search, arguments.threads)
+    return _study(sample, arguments.work / "grid", search, arguments)
 
 
 def _search(sample: Sample, arguments: argparse.Namespace) -> dict[str, Any]:
-    from mergesearch.search.registry import STRATEGIES
-
-    strategy = arguments.strategy
-    if strategy not in STRATEGIES:
-        print(f"there is no strategy {strategy!r} in this version: {STANDBY} searches instead")
-        strategy = STANDBY
     # What is compared is the way to a dev score, and a search that ends when nothing is promised may end before it.
-    options = {"objective": "mean", "patience": arguments.trials} if strategy == "embedding_surrogate" else {}
-    search = {"strategy": {"name": strategy, **options}, "trials": arguments.trials}
-    runs = [
-        _study(sample, arguments.work / f"search-{seed}", search, arguments.threads, seed=seed)
-        for seed in range(arguments.seeds)
-    ]
-    return {"strategy": strategy, "runs": runs}
+    options = {"objective": "mean", "patience": arguments.trials} if arguments.strategy == "embedding_surrogate" else {}
+    search = {"strategy": {"name": arguments.strategy, **options}, "trials": arguments.trials}
+    runs = {}
+    for dtype in filter(None, ("float32", arguments.dtype)):
+        folders = [arguments.work / f"search-{dtype}-{seed}" for seed in range(arguments.seeds)]
+        runs[dtype] = [
+            _study(sample, folder, search, arguments, seed=seed, dtype=dtype) for seed, folder in enumerate(folders)
+        ]
+    return runs
 
 
-def _study(sample: Sample, folder: Path, search: dict[str, Any], threads: int, seed: int = 13) -> dict[str, Any]:
+class _Ends(Listener):
+    """When the first trial began and every one ended."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.begun: float | None = None
+        self.ended: dict[int, float] = {}
+
+    def started(self, number: int, label: str) -> None:
+        if self.begun is None:
+            self.begun = self.clock()
+
+    def finished(self, number: int, label: str, result: TrialResult, *, new_best: bool) -> None:
+        self.ended[number] = self.clock()
+
+
+def _study(
+    sample: Sample, folder: Path, search: dict[str, Any], arguments: argparse.Namespace, seed: int = 13, **settings: str
+) -> dict[str, Any]:
     """A study from its file to its last trial; a point's seconds are those since the one before it."""
-    from dataclasses import replace
-
     # What a session imports when it first needs it is no more its cost than the peers' imports are theirs.
     import sentence_transformers  # noqa: F401
 
     from mergesearch.session import open_store, run_study
 
     folder.mkdir()
-    started, clock = time.perf_counter(), datetime.now()
-    study = replace(sample, seed=seed).study(folder, search=search, threads=threads)
+    ends = _Ends(CLOCKS[arguments.clock])
+    started = ends.clock()
+    study = replace(sample, seed=seed).study(folder, search=search, threads=arguments.threads, **settings)
     with open_store(study) as store:
-        run_study(study, store)
-        seconds = time.perf_counter() - started
-        trials = sorted(store.trials(), key=lambda t: t.datetime_complete)
-        ends = [(t.datetime_complete - clock).total_seconds() for t in trials]
-        tokens = sum(result.tokens for t in trials if (result := store.result(t.number)))
-    begins = [(t.datetime_start - clock).total_seconds() for t in trials]
-    points = [
-        asdict(Point(*(t.params[name] for name in sorted(t.params)), t.value, end - before))
-        for t, end, before in zip(trials, ends, [begins[0], *ends[:-1]], strict=True)
-        if t.value is not None and len(t.params) == 2
-    ]
-    return {"load": begins[0], "seconds": seconds, "points": points, "tokens": tokens}
+        run_study(study, store, ends)
+        trials = {t.number: t for t in store.trials()}
+        tokens = sum(result.tokens for number in trials if (result := store.result(number)))
+        layers = sum(t.user_attrs.get("layer_tokens", 0) for t in trials.values())
+    assert ends.begun is not None
+    points, before = [], ends.begun
+    for number, end in ends.ended.items():
+        trial = trials[number]
+        points.append(asdict(Point(*(trial.params[n] for n in sorted(trial.params)), trial.value or 0.0, end - before)))
+        before = end
+    return {"load": ends.begun - started, "points": points, "tokens": tokens, "layer_tokens": layers}
+
+
+def _complete(grids: dict[str, Any]) -> None:
+    """What every grid took in all; points that a peer was spared have mergesearch's score and the peer's mean cost."""
+    every = grids["mergesearch"]["points"]
+    for side, grid in grids.items():
+        timed = {(p["lower"], p["upper"]): p for p in grid["points"]}
+        mean = statistics.mean(p["seconds"] for p in grid["points"])
+        if side != "mergesearch":
+            grid["off"] = max(
+                abs(p["value"] - timed[at]["value"]) for p in every if (at := (p["lower"], p["upper"])) in timed
+            )
+            grid["points"] = [timed.get((p["lower"], p["upper"]), {**p, "seconds": mean}) for p in every]
+            grid["tokens"] *= len(every)
+        grid["seconds"] = grid["load"] + sum(p["seconds"] for p in grid["points"])
 
 
 def _print_grids(grids: dict[str, Any]) -> None:
@@ -206,36 +263,59 @@ def _print_grids(grids: dict[str, Any]) -> None:
             f"| {SIDES[side]} | {grid['seconds']:.1f} | {per_point:.3f} | {grid['tokens']:,} | {best:.4f} | "
             f"{grid['seconds'] / ours['seconds']:.2f} |"
         )
-    values = {(p["lower"], p["upper"]): p["value"] for p in ours["points"]}
     for side, grid in list(grids.items())[1:]:
-        furthest = max(abs(p["value"] - values[p["lower"], p["upper"]]) for p in grid["points"])
-        print(f"\nlargest difference of a point's nDCG@10 from mergesearch's, {SIDES[side]}: {furthest:.6f}")
+        print(f"\nlargest difference of a point's nDCG@10 from mergesearch's, {SIDES[side]}: {grid['off']:.6f}")
 
 
-def _print_searches(grids: dict[str, Any], searches: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _rows(grids: dict[str, Any], searches: dict[str, Any], arguments: argparse.Namespace) -> list[Row]:
+    """The ways to the best of the grid, mergesearch's first."""
     tolerance = arguments.tolerance
-    rows: list[tuple[str, float, float, str]] = []  # what, seconds, trials, how often it got there
-    best = max(p["value"] for p in grids["mergesearch"]["points"])
-    found = [_reached(run, best - tolerance) for run in searches["runs"]]
-    rows.append((f"mergesearch, {searches['strategy']}", *_medians(found), _how_many(found, "searches")))
+    scores = {(p["lower"], p["upper"]): p["value"] for p in grids["mergesearch"]["points"]}
+    rows = []
+    for dtype, runs in searches.items():
+        found = [_reached(run, scores, max(scores.values()) - tolerance) for run in runs]
+        rows.append(Row(f"mergesearch, {arguments.strategy}, {dtype}", *_medians(found), _how_many(found, "searches")))
     rows.append(_expected_of_loop(grids["mergekit"], tolerance))
     rows.append(_expected_of_tpe(grids["sentence-transformers"], tolerance, arguments.tpe_seeds))
-    whole = grids["mergekit"]
-    rows.append(("(i), the whole grid", whole["seconds"], len(whole["points"]), "always"))
+    for side in ("mergekit", "sentence-transformers"):
+        grid = grids[side]
+        rows.append(Row(f"{SIDES[side].split()[0]}, the whole grid", grid["seconds"], len(grid["points"]), "always"))
+    return rows
+
+
+def _print_searches(grids: dict[str, Any], rows: Sequence[Row]) -> None:
     per_trial = grids["mergesearch"]["tokens"] / len(grids["mergesearch"]["points"])
     print("\n| to the best of the grid | seconds | trials | tokens | reached | × the first row's seconds |")
     print("|---|---|---|---|---|---|")
-    for what, seconds, trials, often in rows:
-        ratio = seconds / rows[0][1]
-        print(f"| {what} | {seconds:.1f} | {trials:.1f} | {trials * per_trial:,.0f} | {often} | {ratio:.1f} |")
+    for row in rows:
+        tokens = f"{row.trials * per_trial:,.0f}"
+        ratio = row.seconds / rows[0].seconds
+        print(f"| {row.what} | {row.seconds:.1f} | {row.trials:.1f} | {tokens} | {row.often} | {ratio:.1f} |")
 
 
-def _reached(run: dict[str, Any], value: float) -> tuple[float, float]:
-    """Seconds and trials until a merge had this value; infinite where none had."""
+def _print_summary(summary: Sequence[tuple[str, dict[str, Any], list[Row]]]) -> None:
+    """By pair and dtype of the search, how many times mergesearch's seconds the peers take; and the medians."""
+    head = ["pair", "dtype", "merges", "same 25: (i)", "(ii)", "to the best: (i), mean order", "(ii), TPE"]
+    table: list[list[Any]] = []
+    for title, grids, rows in summary:
+        ours = [row for row in rows if row.what.startswith("mergesearch")]
+        same = [grids[side]["seconds"] / grids["mergesearch"]["seconds"] for side in list(SIDES)[1:]]
+        for row in ours:
+            ways = [other.seconds / row.seconds for other in rows[len(ours) :]]
+            table.append([title, row.what.split(", ")[-1], row.trials, *same, *ways])
+    for dtype in dict.fromkeys(line[1] for line in table):
+        columns = zip(*(line[2:] for line in table if line[1] == dtype), strict=True)
+        table.append(["median", dtype, *map(statistics.median, columns)])
+    shown = [[*line[:2], f"{line[2]:g}", *(f"{ratio:.2f}" for ratio in line[3:])] for line in table]
+    print("\n" + markdown([*head, "(i), whole grid", "(ii), whole grid"], shown))
+
+
+def _reached(run: dict[str, Any], scores: Mapping[tuple[float, float], float], value: float) -> tuple[float, float]:
+    """Seconds and trials until a merge had this value in float32; infinite where none had."""
     seconds = run["load"]
     for count, point in enumerate(run["points"], 1):
         seconds += point["seconds"]
-        if point["value"] >= value:
+        if scores[point["lower"], point["upper"]] >= value:
             return seconds, count
     return math.inf, math.inf
 
@@ -250,16 +330,16 @@ def _how_many(found: list[tuple[float, float]], of: str) -> str:
     return f"{sum(map(math.isfinite, (seconds for seconds, _ in found)))} of {len(found)} {of}"
 
 
-def _expected_of_loop(grid: dict[str, Any], tolerance: float) -> tuple[str, float, float, str]:
+def _expected_of_loop(grid: dict[str, Any], tolerance: float) -> Row:
     """Mean over all orders: m good ones among n come first at (n + 1) / (m + 1)."""
     values = [p["value"] for p in grid["points"]]
     good = sum(value >= max(values) - tolerance for value in values)
     trials = (len(values) + 1) / (good + 1)
     each = statistics.mean(p["seconds"] for p in grid["points"])
-    return "(i), mean over all orders of the grid", grid["load"] + trials * each, trials, "always"
+    return Row("(i), mean over all orders of the grid", grid["load"] + trials * each, trials, "always")
 
 
-def _expected_of_tpe(grid: dict[str, Any], tolerance: float, seeds: int) -> tuple[str, float, float, str]:
+def _expected_of_tpe(grid: dict[str, Any], tolerance: float, seeds: int) -> Row:
     """Median over seeds of TPE on the measured points; a point that comes again is paid for again."""
     import optuna
 
@@ -282,7 +362,7 @@ def _expected_of_tpe(grid: dict[str, Any], tolerance: float, seeds: int) -> tupl
                 break
         else:
             found.append((math.inf, math.inf))
-    return f"(ii), Optuna's TPE, median of {seeds} seeds", *_medians(found), _how_many(found, "seeds")
+    return Row(f"(ii), Optuna's TPE, median of {seeds} seeds", *_medians(found), _how_many(found, "seeds"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mergesearch.evaluation.pipeline import PreparedCollection
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.study import Study
@@ -18,7 +19,12 @@ from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 
 
 class Evaluated(WorkerPool):
-    """One worker in this process that remembers, on disk, what it has evaluated."""
+    """One worker in this process that remembers, on disk, what it has evaluated.
+
+    Attributes:
+        known: results by the fingerprint of their recipe.
+        seconds: spent on evaluations and screenings.
+    """
 
     def __init__(self, study: Study, cache: Path) -> None:
         spec = replace(study.evaluator_spec(), artifacts=str(cache / "embeddings"))
@@ -26,13 +32,18 @@ class Evaluated(WorkerPool):
         identity = json.dumps(study.score_relevant()["evaluation"], sort_keys=True, default=str)
         self._file = cache / f"{study.name}.jsonl"
         self._identity = identity
-        self._known: dict[str, TrialResult] = dict(self._read())
+        self.known: dict[str, TrialResult] = dict(self._read())
         self._task: Task | ScreeningTask | None = None
         self.seconds = 0.0
 
     @property
     def idle(self) -> tuple[str, ...]:
         return () if self._task else ("local",)
+
+    @property
+    def prepared(self) -> tuple[PreparedCollection, ...]:
+        """The collections that merges are scored on."""
+        return tuple(self._evaluator.retrieval.collections)
 
     def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         self._task = task
@@ -41,8 +52,8 @@ class Evaluated(WorkerPool):
     def wait(self, timeout: float | None = None) -> list[Outcome]:
         task, self._task = self._task, None
         assert task is not None
-        if isinstance(task, Task) and task.recipe.fingerprint in self._known:
-            return [Outcome(task, "local", self._known[task.recipe.fingerprint])]
+        if isinstance(task, Task) and task.recipe.fingerprint in self.known:
+            return [Outcome(task, "local", self.known[task.recipe.fingerprint])]
         started = time.perf_counter()
         outcome = attempt(self._evaluator, task, "local")
         self.seconds += time.perf_counter() - started
@@ -67,7 +78,7 @@ class Evaluated(WorkerPool):
             yield known["recipe"], TrialResult(scores, {}, known["tokens"], embeddings=known["embeddings"])
 
     def _keep(self, recipe: MergeRecipe, result: TrialResult) -> None:
-        self._known[recipe.fingerprint] = result
+        self.known[recipe.fingerprint] = result
         collections = [
             {
                 "name": c.collection,

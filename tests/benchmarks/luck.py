@@ -1,6 +1,6 @@
 """What the choice is worth on test, and whether the luck it predicts is the luck there is, on banks of merges.
 
-    python -m tests.benchmarks.luck BANK [BANK …] [--resamples 200] [--splits drawn|official]
+    python -m tests.benchmarks.luck BANK [BANK …] [--resamples 200] [--splits drawn|official|population]
 
 For dev splits of 50, 100, 300 and all queries: the test score of plain maximisation, of the one-standard-error rule
 (among merges within one paired standard error of the highest, the nearest to a source), of the choice that `best`
@@ -8,7 +8,9 @@ makes, and of the best source; and the predicted luck against the measured one: 
 (dev − test) of the merge that is highest on all queries together, which says how much harder one split is. `official`
 draws the dev split from the bank's dev queries and tests on all its test queries. `drawn` shuffles all queries anew
 every time: dev from one part, of the size of the bank's dev split, test on the other; then also "all queries" are many
-splits, and differences are not those of one test split.
+splits, and differences are not those of one test split. But what such a dev split has too much of, its test split
+has too little of: a gain that dev misses is found on test, and a rule that goes by what dev says is charged for both.
+`population` takes all queries for the population: dev is drawn from them with replacement, and test is all of them.
 `tests.benchmarks.bank` makes banks.
 """
 
@@ -42,16 +44,18 @@ class Outcome:
     verdict: str
 
 
-def splits(bank: Bank, size: int, resamples: int, *, official: bool) -> Iterator[tuple[Matrix, Matrix]]:
+def splits(bank: Bank, size: int, resamples: int, kind: str) -> Iterator[tuple[Matrix, Matrix]]:
     """Scores on resampled dev splits of `size` queries, and on the test split that belongs to each."""
     rng = np.random.default_rng(size)
     n_dev = bank.dev.shape[1]
     every = np.hstack([bank.dev, bank.test])
-    if official and size == n_dev:
+    if kind == "official" and size == n_dev:
         resamples = 1
     for _ in range(resamples):
-        if official:
+        if kind == "official":
             yield bank.dev[:, rng.permutation(n_dev)[:size]], bank.test
+        elif kind == "population":
+            yield every[:, rng.integers(every.shape[1], size=size)], every
         else:
             order = rng.permutation(every.shape[1])
             yield every[:, order[:size]], every[:, order[n_dev:]]
@@ -112,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("banks", type=Path, nargs="+")
     parser.add_argument("--resamples", type=int, default=200)
-    parser.add_argument("--splits", choices=["drawn", "official"], default="drawn")
+    parser.add_argument("--splits", choices=["drawn", "official", "population"], default="drawn")
     given = parser.parse_args()
     for folder in given.banks:
         bank = Bank.read(folder)
@@ -123,7 +127,7 @@ def main() -> None:
         headers += ["source chosen", "highest: luck predicted", "measured", "choice: luck predicted", "measured"]
         CONSOLE.print(f"\n{title}\n\n| {' | '.join(headers)} |\n|{'---|' * len(headers)}")
         for size in [*(s for s in SIZES if s < n_dev), n_dev]:
-            drawn = splits(bank, size, given.resamples, official=given.splits == "official")
+            drawn = splits(bank, size, given.resamples, given.splits)
             found = [outcome(bank, dev, test, typical) for dev, test in drawn]
             CONSOLE.print(row("all" if size == n_dev else str(size), found))
 

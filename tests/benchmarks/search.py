@@ -60,6 +60,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "gp": {"name": "gp"},
     "random": {"name": "random"},
 }
+GRID = {"name": "grid", "points": 3, "order": "shuffled"}
+"""A grid that no budget here reaches the end of: its points in an order that covers the space evenly."""
 
 
 @dataclass
@@ -288,7 +290,7 @@ def budgets(setting: Setting, seeds: int, budget: int) -> tuple[str, dict[str, l
     at = [n for n in (8, 10, 15, 25, 50) if n <= budget]
     rows: list[list[object]] = []
     curves = {}
-    for name, strategy in STRATEGIES.items():
+    for name, strategy in {**STRATEGIES, "grid": GRID}.items():
         courses = []
         for seed in range(seeds):
             search = {"strategy": strategy, "trials": budget}
@@ -334,7 +336,7 @@ def tested(setting: Setting, budget: int) -> str:
 def picture(curves: Mapping[str, Sequence[float]], out: Path) -> None:
     """Best dev score against evaluated merges, as an SVG."""
     width, height, left, top = 640, 360, 60, 20
-    colours = ["#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#7f8c8d"]
+    colours = ["#c0392b", "#2471a3", "#1e8449", "#7d3c98", "#7f8c8d", "#d68910"]
     low = min(min(curve) for curve in curves.values())
     high = max(max(curve) for curve in curves.values())
     n = max(len(curve) for curve in curves.values())

@@ -89,6 +89,30 @@ def test_a_grid_runs_a_share_of_the_layers(
     assert "of all layers" not in make_plan(off).summary()
 
 
+@pytest.mark.parametrize(
+    ("groups", "points", "most"),
+    [
+        # Of the four corners two share the half below with another; the centre has one of its own.
+        ({"segments": 2}, 5, 8 / 10),
+        # The template, and every layer alone at its other end: whatever lies below that layer is the template's. The
+        # other source and the average share nothing.
+        ({"per_layer": True}, 7, (4 * 3 + 1 + 2 + 3 + 4) / (4 * 7)),
+    ],
+)
+def test_first_points_of_the_surrogate_share_the_layers_below(
+    tmp_path: Path, groups: Any, points: int, most: float
+) -> None:
+    tiny = grid_study(tmp_path, n_layers=4, groups=groups, values=[0, 0.25, 0.5, 0.75, 1])
+    tiny.change("search", to={"strategy": "embedding_surrogate", "trials": points})
+    summary, trials = run(load_study(tiny.file), tiny.storage)
+    assert summary.evaluated == points
+    off = load_study(tiny.change("workers", "prefix_cache", to="off").file)
+    _, without = run(off, f"sqlite:///{tmp_path}/off.db")
+    assert values(trials) == values(without)
+    assert [t.number for t in trials] == [t.number for t in without]
+    assert layers(trials) <= most * layers(without)
+
+
 def test_no_share_of_layers_is_promised_for_a_part_of_a_grid(tmp_path: Path) -> None:
     tiny = grid_study(tmp_path, n_layers=2, groups={"segments": 2}, values=[0, 0.25, 0.75, 1])
     assert load_study(tiny.file).layer_share == pytest.approx((4 + 16) / (2 * 16))

@@ -214,6 +214,32 @@ def test_kept_rows_of_a_large_corpus_are_filled_in(own: TinyStudy, monkeypatch: 
     assert max(sizes) < min(path.stat().st_size for path in (own.folder / "all").iterdir())
 
 
+def test_large_embeddings_are_projected_and_a_resumed_study_goes_the_same_way(
+    tiny: TinyStudy,
+    own: TinyStudy,
+    whole: tuple[list[tuple[object, ...]], list[ScreeningReport]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mergesearch.evaluation import kept
+
+    monkeypatch.setattr(kept, "LARGE", 0)
+    monkeypatch.setattr(kept, "LOST_ENERGY", 0.005)
+    monkeypatch.setattr(kept, "LEAST_SAVED", 0.0)  # these texts have few directions to do without
+    other = copy_study(own, own.folder.parent / "other")
+    table, reports = run(own.change("search", "trials", to=7))
+    projected = own.folder / "elsewhere"
+    for trials in (5, 6, 7):  # the fifth is the last before the first prediction
+        for path in list((other.folder / "elsewhere").glob("*"))[::2]:
+            path.unlink()
+        resumed, _ = run(other.change("search", "trials", to=trials))
+    assert resumed == table
+    plain, small = ({path.stat().st_size for path in f.iterdir()} for f in (tiny.folder / "embeddings", projected))
+    assert max(small) < min(plain)
+    # What is predicted from the same merges is nearly the same.
+    assert reports[0].replay_error < 0.05
+    assert reports[0].best_measured == whole[1][0].best_measured
+
+
 def test_a_place_that_keeps_no_artifacts_is_refused_with_its_line(own: TinyStudy) -> None:
     refused = mergesearch("validate", own.change("artifacts", to="ftp://host/somewhere").file)
     assert refused.code == 2

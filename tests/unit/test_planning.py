@@ -274,7 +274,7 @@ def test_a_plan_says_how_is_searched_and_what_may_end_early(tiny: TinyStudy) -> 
 
 
 def test_memory_counts_the_embeddings_that_predictions_are_made_from(tiny: TinyStudy) -> None:
-    without = memory_plan(load_study(tiny.file))
+    without = memory_plan(load_study(tiny.change("workers", "prefix_cache", to="off").file))
     study = load_study(tiny.change("search", to={"strategy": "embedding_surrogate", "trials": 7}).file)
     with_banks = memory_plan(study)
     (collection,) = study.collections

@@ -39,6 +39,8 @@ LEAST_GAIN = 0.1
 """Gains below this share of their standard error over the dev queries are not worth a trial."""
 MOST_CORNERS = 2
 """Coordinates up to which the first merges are all corners and the centre."""
+PREFIXES = 5
+"""Lower parts of the model that are held for later merges: as many as the sources, the average and a pick have."""
 
 
 class EmbeddingSurrogateOptions(StrategyOptions):
@@ -93,6 +95,11 @@ class EmbeddingSurrogate(Strategy):
             raise StudyFileError(problems)
         self._design = self._first_points()
         self._asked: tuple[Screening, ScreeningReport] | None = None
+
+    @property
+    def repeated_prefixes(self) -> int:
+        """The first points share theirs, and so do many picks where there are few values to pick from."""
+        return PREFIXES
 
     def propose(self, history: Sequence[FrozenTrial], number: int) -> Proposal | None:  # noqa: ARG002
         """A first point that nobody evaluates, or the pick of a prediction."""
@@ -244,7 +251,7 @@ class EmbeddingSurrogate(Strategy):
             positions += [np.array(corner, dtype=float) for corner in product((0.0, 1.0), repeat=n)]
             positions += [np.full(n, 0.5)] if n else []
         elif kind == "one_hot":
-            for k in range(n):
+            for k in reversed(range(n)):  # the upper groups first, while the layers below them are still at hand
                 away = home.copy()
                 away[k] = 0.0 if home[k] > 0.5 else 1.0
                 positions.append(away)
