@@ -16,7 +16,8 @@ from mergesearch.results.folder import RECIPE_FILE
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from tests.integration.test_export import files_of, scored
-from tests.tiny_models import WORDS, make_tiny
+from tests.tiny_adapters import make_adapter
+from tests.tiny_models import WORDS, make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, make_study, mergesearch
 
 LICENCE = "---\nlicense: mit\n---\n"
@@ -150,6 +151,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert mergesearch("merge", tmp_path / name, "--out", tmp_path / "again").code == 6
 
 
+@pytest.mark.slow
 def test_what_the_study_said_of_encoding_is_written_again(tmp_path: Path) -> None:
     tiny = make_study(tmp_path).change("search", "trials", to=3)
     tiny.change("evaluation", "pooling", to="cls").change("evaluation", "dtype", to="bfloat16")
@@ -170,6 +172,28 @@ def test_shared_tokens_are_matched_again(tmp_path: Path) -> None:
     assert_made_again(
         merged, merge_recipe(merged / RECIPE_FILE, tmp_path / "again", sources=dict_of_folders(tiny)).folder
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base_is_a_source", [True, False])
+def test_adapters_are_merged_into_their_bases_again(tmp_path: Path, base_is_a_source: bool) -> None:
+    tiny = make_study(tmp_path).change("search", "trials", to=3)
+    base = make_variant(tmp_path / "retriever", tmp_path / "base", seed=4)
+    make_adapter(base, tmp_path / "adapter", modules=("query", "value"), seed=1)
+    tiny.change("sources", "domain", to=None)
+    if base_is_a_source:
+        make_adapter(base, tmp_path / "other", modules=("query",), base_model_name_or_path="nowhere/known", seed=2)
+        tiny.change("sources", "base", to="base")
+        tiny.change("sources", "tuned", to={"model": "other", "adapter_of": "base"})
+        tiny.change("merge", "coefficients", to={"weight": {"low": 0.2, "high": 0.8}})
+    else:
+        tiny.change("sources", "tuned", to="adapter")
+    merged = export(tiny, 2)
+    found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
+    assert "is an adapter" in found["mergekit"]["why_not"]
+    assert found["sources"]["tuned"]["base"]["source"] == ("base" if base_is_a_source else None)
+    folders = {ref["name"]: str(tmp_path / ref["location"]) for ref in found["recipe"]["sources"]}
+    assert_made_again(merged, merge_recipe(merged / RECIPE_FILE, tmp_path / "again", sources=folders).folder)
 
 
 def test_a_source_alone_keeps_its_places(finished: tuple[Study, StudyStore], tiny: TinyStudy, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 
-from mergesearch import export_merge
+from mergesearch import export_merge, merge_recipe
 from mergesearch.errors import ExportError
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.folder import RECIPE_FILE
@@ -140,6 +140,14 @@ def test_hub_sources_keep_their_names(merged: Path) -> None:
     assert public["mergekit"]["file"] == CONFIG_FILE
     assert "study_file" not in public
     assert found["recipe"]["sources"][0]["location"].startswith("/")  # what was given is as it was
+
+
+def test_what_was_pushed_is_made_again(merged: Path, tiny: TinyStudy, tmp_path: Path) -> None:
+    found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
+    (tmp_path / "pushed.json").write_text(json.dumps(public_provenance(found)), encoding="utf-8")
+    folders = {name: str(tiny.folder / name) for name in ("retriever", "domain")}
+    made = merge_recipe(tmp_path / "pushed.json", tmp_path / "again", sources=folders)
+    assert (made.weights, made.same) == (found["weights"], True)
 
 
 @pytest.mark.slow

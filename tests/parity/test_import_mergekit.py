@@ -10,7 +10,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from mergesearch import load_study
+from mergesearch import load_study, open_store, run_study
 from mergesearch.results.mergekit.importing import import_mergekit
 from mergesearch.results.mergekit.writing import ROUNDED, TO_THE_BIT, mergekit_config
 from mergesearch.study import Study
@@ -106,6 +106,8 @@ models:
 dtype: float32
 """,
 }
+QUICK = ("linear with gradients", "slerp as everybody writes it", "ties")
+"""What the default run merges; the others are slow together."""
 EXACT = {"linear", "task_arithmetic", "ties", "breadcrumbs", "sce"}
 """Methods that here can round as mergekit does."""
 
@@ -141,7 +143,7 @@ def imported(folder: Path, tmp_path: Path, text: str, *, exact: bool = False) ->
     return load_study(tmp_path / "study.yaml")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
 def test_the_first_trial_is_mergekits_own_merge(folder: Path, tmp_path: Path, name: str) -> None:
     method = name.split()[0]
     study = imported(folder, tmp_path, CONFIGS[name], exact=study_can_round(CONFIGS[name]))
@@ -161,6 +163,22 @@ def study_can_round(text: str) -> bool:
     return any(f"merge_method: {method}\n" in f"{text}\n" for method in EXACT)
 
 
+@pytest.mark.slow
+def test_an_imported_study_runs_and_scores_the_merge_itself_first(folder: Path, tmp_path: Path) -> None:
+    study = imported(folder, tmp_path, CONFIGS["slerp as everybody writes it"].replace("float32", "bfloat16"))
+    with open_store(study, f"sqlite:///{tmp_path}/study.db") as store:
+        run_study(replace_trials(study, tmp_path, 4), store)
+        first = store.trials()[0]
+        assert first.value is not None
+        assert store.recipe(0) == study.recipe_of(study.anchors()[0].coefficients)
+
+
+def replace_trials(study: Study, tmp_path: Path, n: int) -> Study:
+    file = tmp_path / "study.yaml"
+    file.write_text(study.parsed.text.replace("trials: 40", f"trials: {n}"), encoding="utf-8")
+    return load_study(file)
+
+
 def test_random_masks_keep_the_numbers_and_are_said_to_be_others(folder: Path, tmp_path: Path) -> None:
     text = THREE % ("weight: 0.5, density: 0.5", "weight: 0.4, density: [0.3, 0.6]") + "dare_ties"
     study = imported(folder, tmp_path, text)
@@ -169,6 +187,7 @@ def test_random_masks_keep_the_numbers_and_are_said_to_be_others(folder: Path, t
     assert "draws random masks" in (tmp_path / "study.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_models_head_goes_with_its_names(folder: Path, tmp_path: Path) -> None:
     """mergekit's filters see `model.layers.0…` in a checkpoint with a head, and the last slice's numbers count last."""
     for seed, name in enumerate(("a", "b")):
@@ -192,6 +211,7 @@ dtype: float32
     assert_equal(ours(study, study.recipe_of(study.anchors()[0].coefficients)), theirs(text, tmp_path / "out"), ROUNDED)
 
 
+@pytest.mark.slow
 def test_dtypes_are_the_studys(folder: Path, tmp_path: Path) -> None:
     text = CONFIGS["linear"].replace("float32", "bfloat16")
     study = imported(folder, tmp_path, text)

@@ -51,6 +51,8 @@ CASES: list[Case] = [
     ("multislerp", 3, False, WEIGHTS, {}),
     ("nearswap", 2, True, {"t": {"low": 0.01, "high": 0.1}}, {}),
 ]
+QUICK = {"linear", "ties", "slerp"}
+"""What the default run merges; the others are slow together."""
 GROUPS = {"segments": 2, "components": True, "final_norm": "own", "pooler": "own"}
 
 
@@ -149,7 +151,13 @@ def assert_equal(mine: dict[str, torch.Tensor], made: dict[str, torch.Tensor], t
             assert (tensor - other).abs().max() <= slack * other.abs().max(), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{'-'.join(case[4])}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, id=f"{c[0]}-{c[1]}-{'-'.join(c[4])}", marks=() if c[0] in QUICK else pytest.mark.slow)
+        for c in CASES
+    ],
+)
 def test_mergekit_makes_the_same_weights(tiny: TinyStudy, folders: Path, tmp_path: Path, case: Case) -> None:
     study = study_of(tiny, folders / "mistral", case)
     recipe = some_recipe(study)
@@ -160,7 +168,10 @@ def test_mergekit_makes_the_same_weights(tiny: TinyStudy, folders: Path, tmp_pat
     assert_equal(ours(study, recipe), theirs(found.text, tmp_path / "out"), found.tolerance)
 
 
-@pytest.mark.parametrize("layout", ["bert", "roberta", "distilbert", "modernbert", "causal"])
+@pytest.mark.parametrize(
+    "layout",
+    ["bert", *(pytest.param(k, marks=pytest.mark.slow) for k in ("roberta", "distilbert", "modernbert", "causal"))],
+)
 def test_layouts_and_per_layer_groups(tiny: TinyStudy, folders: Path, tmp_path: Path, layout: str) -> None:
     groups = {"per_layer": True, "components": True, "embeddings": "own", "pooler": "own"}
     study = study_of(tiny, folders / layout, ("linear", 2, False, {"alpha": THIRDS}, {}), groups)
@@ -205,6 +216,7 @@ def test_what_mergekit_does_otherwise_is_not_said(
     assert found.text == ""
 
 
+@pytest.mark.slow
 def test_model_stock_and_karcher_where_all_is_merged(tiny: TinyStudy, folders: Path, tmp_path: Path) -> None:
     everywhere = {"segments": 1, "embeddings": "first_segment", "pooler": "last_segment"}
     for method, based, name, value in (("model_stock", True, "lambda", 1.0), ("karcher", False, "weight", 0.5)):

@@ -6,7 +6,6 @@ not below 0 where the number is not; on a logarithmic scale from a quarter of it
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from mergesearch.errors import unknown
@@ -24,6 +22,7 @@ from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import CoefficientValue
 from mergesearch.results.mergekit.reading import MergekitFile, Reference, number_at, read_mergekit
+from mergesearch.results.mergekit.study_text import dump, flow, flow_list, range_around, short_names, shown, tidy
 from mergesearch.results.mergekit.table import ENDS, Column, Parts, column, component_of, divide
 from mergesearch.sources.config import load_config
 from mergesearch.sources.groups import Group, Grouping
@@ -31,11 +30,8 @@ from mergesearch.sources.layout import COMPONENTS, read_layout
 from mergesearch.sources.locate import model_folder
 from mergesearch.study_checks import search_space
 from mergesearch.study_file import parse_study_text
-from mergesearch.study_schema import RESERVED_SOURCE_NAMES
 
 PLACEHOLDER = "FILL-IN-A-COLLECTION"
-RADIUS = 0.25
-"""The least that a range goes to either side of its centre."""
 _METHODS = frozenset(
     {"linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties"}
     | {"della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "model_stock", "sce", "nearswap", "ram"}
@@ -125,7 +121,7 @@ class _Importer:
 
     def __init__(self, file: MergekitFile, method: MergeMethod, parts: Parts, folder: Path) -> None:
         self.file, self.method, self.parts, self.folder = file, method, parts, folder
-        self.names = _names(file.models)
+        self.names = short_names(file.models)
         self.template = file.base or file.models[0]
         self.base = file.base if method.takes_base else None
         self.columns: dict[tuple[str, str | None], Column] = {}
@@ -145,13 +141,13 @@ class _Importer:
         content["search"] = CommentedMap({"strategy": "tpe", "trials": trials})
         content["evaluation"] = self._evaluation(collection, split)
         point = self._point(content, groups)
-        content["search"]["enqueue"] = CommentedSeq([_flow(point), "sources", "uniform"])
+        content["search"]["enqueue"] = CommentedSeq([flow(point), "sources", "uniform"])
         content["search"]["enqueue"].yaml_add_eol_comment("the merge of the configuration itself", 0)
         head = f"The merge of {self.file.path.name} as a study: its numbers are the centres of the ranges below.\n"
         notes = list(dict.fromkeys(self.file.notes))
         head += "".join(f"Note: {note}.\n" for note in notes)
         content.yaml_set_start_comment(head.rstrip("\n"))
-        return Imported(_dump(content), point, tuple(notes))
+        return Imported(dump(content), point, tuple(notes))
 
     # What the file says
 
@@ -228,10 +224,10 @@ class _Importer:
         for model, name in self.names.items():
             where = self._located(model.lora or model.path)
             if model.lora:
-                written[name] = _flow({"model": where})
+                written[name] = flow({"model": where})
                 written.yaml_add_eol_comment(f"an adapter of {model.path}", name)
             elif model.revision:
-                written[name] = _flow({"model": where, "revision": model.revision})
+                written[name] = flow({"model": where, "revision": model.revision})
             else:
                 written[name] = where
         return written
@@ -254,7 +250,7 @@ class _Importer:
         if grouping.components:
             division["components"] = True
         division |= {end: getattr(grouping, end) for end in ENDS if end in self.parts.layout.places}
-        written["groups"] = _flow(division)
+        written["groups"] = flow(division)
         if options:
             written["options"] = CommentedMap(options)
         if self.method.mergekit is not None:
@@ -288,7 +284,7 @@ class _Importer:
     def _told(self, name: str, found: Column, held: bool) -> str:
         if name in self.invented:
             return "mergekit's own"
-        said = {f"{_shown(s.values)} in line {s.line.rpartition(':')[2]}": None for s in found.settings.values()}
+        said = {f"{shown(s.values)} in line {s.line.rpartition(':')[2]}": None for s in found.settings.values()}
         return "; ".join(said) + ("; stays, for only ratios count" if held else "")
 
     def _entry(self, declared: Coefficient, found: Column, groups: tuple[Group, ...], *, hold: bool) -> Any:
@@ -322,9 +318,9 @@ class _Importer:
         values = found.gradient(layers, len(self.file.slices)) if layers and found.settings else None
         if len(set(numbers)) == 1:
             if hold:
-                return _tidy(numbers[0])
+                return tidy(numbers[0])
             more = len(of) > 1
-            return _range(declared, [numbers[0]], tie="groups" if more else None)
+            return range_around(declared, [numbers[0]], tie="groups" if more else None)
         n_layers = self.parts.layout.n_layers
         if values is None or n_layers < 2:
             return None
@@ -333,8 +329,8 @@ class _Importer:
         if any(abs(number_at(values, g.depth) - found.numbers[g.places[0]]) > 1e-9 for g in of):
             return None  # what follows the layers has the gradient's first value, and a depth of 1
         if hold:
-            return _flow_list([_tidy(v) for v in values])
-        return _range(declared, list(values), knots=len(values))
+            return flow_list([tidy(v) for v in values])
+        return range_around(declared, list(values), knots=len(values))
 
     def _evaluation(self, collection: str | None, split: str) -> CommentedMap:
         entry = CommentedMap({"name": "dev" if collection is None else Path(collection).name})
@@ -357,84 +353,16 @@ class _Importer:
         for group in groups:
             own: dict[str, CoefficientValue] = {}
             for (name, source), found in self.columns.items():
-                number = _tidy(found.numbers[group.places[0]])
+                number = tidy(found.numbers[group.places[0]])
                 if source is None:
                     own[name] = number
                 else:
                     before = own.get(name)
                     own[name] = {**(before if isinstance(before, Mapping) else {}), source: number}
             wanted[group.name] = own
-        parsed = parse_study_text(_dump(content), self.file.path)
+        parsed = parse_study_text(dump(content), self.file.path)
         space = search_space(parsed, {g.name: g.depth for g in groups})
         point = space.locate(wanted)
         assert point is not None, "the study does not hold the merge that it was made from"
         # Knots between layers follow from depths such as 1/3, whose digits end: nobody wrote 0.499999999825.
         return {name: float(f"{value:.9g}") for name, value in point.items()}
-
-
-def _names(models: list[Reference]) -> dict[Reference, str]:
-    """Short names for models, each once, that are no words of a study file."""
-    found: dict[Reference, str] = {}
-    taken = {*RESERVED_SOURCE_NAMES, *COMPONENTS, "embeddings", "final_norm", "pooler"}
-    for model in models:
-        last = Path(model.lora or model.path).name
-        name = stem = re.sub(r"[^A-Za-z0-9-]+", "_", last).strip("_") or "model"
-        if re.fullmatch(r"(segment|layer)_\d+.*", name):
-            name = stem = f"model_{stem}"
-        n = 1
-        while name in taken:
-            n += 1
-            name = f"{stem}_{n}"
-        taken.add(name)
-        found[model] = name
-    return found
-
-
-def _range(declared: Coefficient, centres: list[float], *, tie: str | None = None, knots: int | None = None) -> Any:
-    """A range around numbers; the only number where nothing can be searched."""
-    if declared.log and min(centres) > 0:
-        low, high = min(centres) / 4, max(centres) * 4
-    elif declared.log:
-        return _tidy(centres[0])
-    else:
-        spread = [max(RADIUS, abs(c) / 2) for c in centres]
-        low = min(c - s for c, s in zip(centres, spread, strict=True))
-        high = max(c + s for c, s in zip(centres, spread, strict=True))
-        if min(centres) >= 0:
-            low = max(low, 0.0)
-    entry: dict[str, Any] = {"low": _tidy(max(low, declared.low)), "high": _tidy(min(high, declared.high))}
-    if tie is not None:
-        entry["tie"] = tie
-    if knots is not None:
-        entry["knots"] = knots
-    return _flow(entry)
-
-
-def _tidy(value: float) -> float:
-    """0.1 + 0.2 is 0.3 in a file for people."""
-    return float(f"{value:.12g}")
-
-
-def _shown(values: tuple[float | bool, ...]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"[{', '.join(f'{v:g}' for v in values)}]"
-
-
-def _flow(content: Mapping[str, Any]) -> CommentedMap:
-    written = CommentedMap(content)
-    written.fa.set_flow_style()
-    return written
-
-
-def _flow_list(content: list[float]) -> CommentedSeq:
-    written = CommentedSeq(content)
-    written.fa.set_flow_style()
-    return written
-
-
-def _dump(content: CommentedMap) -> str:
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    out = io.StringIO()
-    yaml.dump(content, out)
-    return out.getvalue()
