@@ -45,7 +45,7 @@ def offline_page(browser: Browser) -> OfflinePage:
 
 @contextmanager
 def _offline_page(
-    browser: Browser, *, width: int = 1280, height: int = 900, dark: bool = False, refused: int = 0
+    browser: Browser, *, width: int = 1280, height: int = 900, dark: bool = False, expected: tuple[str, ...] = ()
 ) -> Iterator[Page]:
     """A page of its own cookies; at its end the test fails where it asked for anything from elsewhere, or had errors.
 
@@ -53,12 +53,16 @@ def _offline_page(
         browser: runs the page.
         width, height: of the window, in pixels.
         dark: the reader prefers dark colours.
-        refused: an HTTP status that is expected, and no error.
+        expected: parts of errors that are none here.
     """
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
     )
     problems: list[str] = []
+
+    def note(error: str) -> None:
+        if not any(part in error for part in expected):
+            problems.append(error)
 
     def decide(route: Route) -> None:
         address = urlsplit(route.request.url)
@@ -70,15 +74,8 @@ def _offline_page(
 
     context.route("**/*", decide)
     page = context.new_page()
-    page.on("pageerror", lambda error: problems.append(f"an error on the page: {error}"))
-    page.on(
-        "console",
-        lambda said: (
-            problems.append(f"the console says: {said.text}")
-            if said.type == "error" and not (refused and f"status of {refused}" in said.text)
-            else None
-        ),
-    )
+    page.on("pageerror", lambda error: note(f"an error on the page: {error}"))
+    page.on("console", lambda said: note(f"the console says: {said.text}") if said.type == "error" else None)
     try:
         yield page
     finally:

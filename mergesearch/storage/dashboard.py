@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -24,6 +25,9 @@ from mergesearch.storage.tables import studies
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 COOKIE = "mergesearch_dashboard"
+NOTHING = b"{}"
+MOST_UNREAD = 1 << 20
+"""Bytes of a request that are read although it is refused."""
 
 
 class Guard:
@@ -50,17 +54,24 @@ class Guard:
             known = {where: self._cookie if where == "cookie" else self._token for where in told}
             if not any(hmac.compare_digest(told[where].encode(), known[where].encode()) for where in told):
                 ask = [("WWW-Authenticate", 'Basic realm="mergesearch: any user, the token as password"')]
-                return _refuse(start_response, "401 Unauthorized", "a token is needed", ask)
+                return _refuse(environ, start_response, "401 Unauthorized", "a token is needed", ask)
             if "address" in told:
                 headers = [("Set-Cookie", f"{COOKIE}={self._cookie}; HttpOnly; SameSite=Strict; Path=/")]
         if self._read_only and environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _refuse(start_response, "403 Forbidden", "this dashboard is read-only", [])
+            return _refuse(environ, start_response, "403 Forbidden", "this dashboard is read-only", [])
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # without it optuna-dashboard fails on /static
 
+        empty = False
+
         def start(status: str, given: list[tuple[str, str]], *error: Any) -> Any:
+            nonlocal empty
+            empty = status.startswith("204")
+            if empty:  # the page of optuna-dashboard 0.21 reads JSON from answers that have no content, and fails
+                status, given = "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(NOTHING)))]
             return start_response(status, [*given, *headers], *error)
 
-        return self._application(environ, start)
+        answer = self._application(environ, start)
+        return [NOTHING] if empty else answer
 
 
 def application(
@@ -155,8 +166,12 @@ def _tokens(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def _refuse(
-    start_response: Callable[..., Any], status: str, why: str, headers: list[tuple[str, str]]
+    environ: dict[str, Any], start_response: Callable[..., Any], status: str, why: str, headers: list[tuple[str, str]]
 ) -> Iterable[bytes]:
-    body = f"{why}\n".encode()
-    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), *headers])
+    """Say why not, in the form in which the dashboard's page shows it."""
+    left = environ.get("CONTENT_LENGTH") or "0"
+    if left.isdecimal() and int(left) <= MOST_UNREAD:  # else the connection breaks before a browser has the answer
+        environ["wsgi.input"].read(int(left))
+    body = json.dumps({"reason": why}).encode() + b"\n"
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers])
     return [body]

@@ -37,7 +37,9 @@ def coefficients(view: StudyView) -> go.Figure | None:
     if not panels:
         return None
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.2 / len(panels))
-    colours = sample_colorscale(SCALE, np.linspace(0.95, 0.05, len(recipes)).tolist())
+    colours = sample_colorscale(
+        SCALE, np.linspace(0.0, 0.85, len(recipes)).tolist()
+    )  # on white the dark one is seen best
     kept = np.unique(np.linspace(0, len(groups) - 1, min(len(groups), MOST_GROUPS)).round().astype(int))
     for row, key in enumerate(panels, 1):
         for rank in reversed(range(len(recipes))):
