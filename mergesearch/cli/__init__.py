@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from mergesearch.cli import (
+    adapt,
     best,
     clean,
     control,
@@ -67,6 +68,7 @@ for module in (
     export,
     dashboard,
     methods,
+    adapt,
     submit,
     jobs,
     clean,
