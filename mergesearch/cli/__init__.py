@@ -29,6 +29,7 @@ from mergesearch.cli import (
     status,
     studies,
     submit,
+    train_expert,
     validate,
 )
 from mergesearch.errors import MergesearchError
@@ -69,6 +70,7 @@ for module in (
     dashboard,
     methods,
     adapt,
+    train_expert,
     submit,
     jobs,
     clean,

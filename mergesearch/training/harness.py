@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import random
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (optimizer steps done, optimizer steps in all)."""
+
+Prompts = dict[str, str]
+"""What is put before texts, by `query` and `document`."""
 
 RECORD_FILE = "mergesearch_training.json"
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate")
@@ -293,6 +297,11 @@ def save(template: Path, encoder: PreTrainedModel, out: Path, record: dict[str, 
 def versions() -> dict[str, str]:
     """Of the libraries that have a say in trained weights."""
     return {m: version(m) for m in LIBRARIES if importlib.util.find_spec(m.replace("-", "_"))}
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

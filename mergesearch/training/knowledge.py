@@ -7,7 +7,6 @@ of at most 1,024 tokens, one epoch. Decoders predict the next token, as there; e
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -191,12 +190,11 @@ class _Prepared:
 
     def asked(self, files: Sequence[Path]) -> dict[str, Any]:
         """Everything that decides the adapter's numbers."""
-        tokenizer = self.tokenizer.backend_tokenizer.to_str()
         return {
             "kind": "knowledge_adapter",
             "base": self.location,
             "base_sha256": self.checkpoint.content_hash,
-            "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
+            "tokenizer_sha256": harness.text_hash(self.tokenizer.backend_tokenizer.to_str()),
             "documents_sha256": [file_hash(file) for file in files],
             **asdict(self.settings),
             "objective": self.objective,
