@@ -29,6 +29,7 @@ from mergesearch.cli import (
     status,
     studies,
     submit,
+    synthesize,
     train_expert,
     validate,
 )
@@ -71,6 +72,7 @@ for module in (
     methods,
     adapt,
     train_expert,
+    synthesize,
     submit,
     jobs,
     clean,

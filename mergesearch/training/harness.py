@@ -40,11 +40,16 @@ def require_extra(*modules: str) -> None:
     Raises:
         MergesearchError: naming the modules that are missing.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = missing_modules(*modules)
     if missing:
         raise MergesearchError(
             f'training needs {" and ".join(missing)}, not installed here; run `pip install "mergesearch[training]"`'
         )
+
+
+def missing_modules(*modules: str) -> list[str]:
+    """Those of the named libraries that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def require_positive(**settings: float) -> None:
