@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAPER = {"re-adapt-e5-mistral": "mistral", "re-adapt-repllama": "llama"}
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", ["re-adapt-e5-mistral", pytest.param("re-adapt-repllama", marks=pytest.mark.slow)])
 def test_a_study_of_the_paper_merges_models_of_its_layouts(name: str, tmp_path: Path) -> None:
     kind = PAPER[name]
     make_tiny(kind, tmp_path / "base", n_layers=2, head="causal", sentence_transformers=False)

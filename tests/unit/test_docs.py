@@ -27,6 +27,7 @@ PAGES = [
     "docs/deploy.md",
     "docs/reliability.md",
     "docs/scale.md",
+    "docs/training.md",
 ]
 
 
@@ -46,10 +47,16 @@ def test_every_command_shown_is_a_command() -> None:
     assert shown <= set(cli.commands)
 
 
-def test_every_call_on_the_page_of_clusters_is_one_that_the_program_takes() -> None:
-    calls = [line.partition("#")[0] for block in blocks("docs/cluster.md", "") for line in block.splitlines()]
+@pytest.mark.parametrize(("page", "least"), [("docs/cluster.md", 15), ("docs/training.md", 4)])
+def test_every_call_on_a_page_is_one_that_the_program_takes(
+    page: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared" / "data" / "nfcorpus").mkdir(parents=True)  # arguments that have to exist
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    calls = [line.partition("#")[0] for block in blocks(page, "") for line in block.splitlines()]
     calls = [call for call in calls if call.startswith("mergesearch ")]
-    assert len(calls) >= 15
+    assert len(calls) >= least
     for call in calls:
         command: click.Command = cli
         context = None

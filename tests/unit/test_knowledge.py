@@ -41,6 +41,7 @@ HEADS = {
     "mistral": "causal",
     "qwen3": "auto",
 }
+QUICK = ("bert", "qwen3")
 SHAPE = AdapterSettings(rank=4, alpha=8)
 
 
@@ -77,7 +78,12 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(
-    ("kind", "adapter"), [*((kind, "dora") for kind in HEADS), ("bert", "lora"), ("mistral", "rslora")]
+    ("kind", "adapter"),
+    [
+        *(pytest.param(kind, "dora", marks=[] if kind in QUICK else pytest.mark.slow) for kind in HEADS),
+        ("bert", "lora"),
+        ("mistral", "rslora"),
+    ],
 )
 def test_an_adapter_is_a_source_and_peft_merges_it_alike(
     kind: str, adapter: Any, documents: Path, tmp_path: Path
@@ -110,7 +116,7 @@ def test_by_default_it_goes_where_the_paper_puts_it(tmp_path: Path, documents: P
     assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("kind", ["bert", "mistral"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_the_loss_falls(kind: str, documents: Path, tmp_path: Path) -> None:
     base = make_tiny(kind, tmp_path / kind, n_layers=2, head=HEADS[kind])
     record = adapt(base, documents, tmp_path / "out", steps=20, learning_rate=3e-2)
