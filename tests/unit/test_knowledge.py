@@ -17,13 +17,14 @@ import torch
 from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, MistralConfig
 
 from mergesearch.cli import cli
 from mergesearch.errors import CollectionError, MemoryPlanError, MergesearchError, SourceError
 from mergesearch.sources.adapter import open_source
+from mergesearch.sources.layout import build_skeleton
 from mergesearch.training import memory
-from mergesearch.training.adapters import AdapterSettings
+from mergesearch.training.adapters import AdapterSettings, adapter_parameters
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
 from mergesearch.training.resumable import work_folder
@@ -293,3 +294,19 @@ def test_the_command(bert: Path, documents: Path, tmp_path: Path) -> None:
     assert "dora adapter, masked, 4 examples of 48 documents in 2 steps" in done.output
     again = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert "there already" in again.output
+
+
+def test_the_paper_fits_the_papers_gpu() -> None:
+    """Mistral-7B with the defaults, on 80 GB; recomputed activations take less."""
+    config = MistralConfig()
+    encoder = build_skeleton(config)
+    trained = adapter_parameters(encoder, AdapterSettings())
+    # q, k, v (1,024 wide) and up, down in 32 layers: A and B of rank 32, and a magnitude for every output.
+    widths = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 14336), (14336, 4096)]
+    assert trained == 32 * sum(32 * (i + o) + o for i, o in widths)
+    shape = {"trained": trained, "dtype": torch.bfloat16, "tokens": 4 * 1024, "head": True}
+    plain = memory.training_memory(encoder, config, **shape)
+    assert plain.weights == pytest.approx(2 * 7.11e9, rel=0.01)
+    assert plain.needed < 80e9
+    again = memory.training_memory(encoder, config, **shape, checkpointing=True)
+    assert again.activations < plain.activations / 5
