@@ -19,7 +19,7 @@ from typing import Any
 from mergesearch.cli import main
 from mergesearch.storage.store import StudyStore
 
-_PRELOADED = [
+PRELOADED = [
     "mergesearch.cli.run",
     "mergesearch.session",
     "mergesearch.results.choose",
@@ -50,7 +50,7 @@ class Command:
         self, arguments: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context.set_forkserver_preload(PRELOADED)
         self.log = log
         self._before = log.stat().st_size if log.exists() else 0
         self._process = context.Process(target=_enter, args=([str(a) for a in arguments], log, environment or {}))

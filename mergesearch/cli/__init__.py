@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from mergesearch.cli import (
+    adapt,
     best,
     clean,
     control,
@@ -30,6 +31,8 @@ from mergesearch.cli import (
     status,
     studies,
     submit,
+    synthesize,
+    train_expert,
     validate,
 )
 from mergesearch.errors import MergesearchError
@@ -71,6 +74,9 @@ for module in (
     import_mergekit,
     dashboard,
     methods,
+    adapt,
+    train_expert,
+    synthesize,
     submit,
     jobs,
     clean,

@@ -153,9 +153,19 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def phase_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for one piece of work; yields a callback for (done, total)."""
+    """A bar for one piece of work; yields a callback for (done, total), where a total of 0 is not known.
+
+    What was done before the first call, by an earlier process, tells nothing about the time that is left.
+    """
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            if bars.tasks[0].total is None:
+                bars.reset(task, completed=done, total=total or None)
+            else:
+                bars.update(task, completed=done, total=total)
+
+        yield show

@@ -210,7 +210,7 @@ def _place_parameters(model: nn.Module, named: Mapping[str, nn.Parameter], layer
         owner = model.get_submodule(owner_path)
         if name.startswith(inside):
             number, _, path = owner_path.removeprefix(inside).partition(".")
-            place = f"layer.{number}.{_component(model.get_submodule(inside + number), path)}"
+            place = f"layer.{number}.{placed_component(model.get_submodule(inside + number), path)}"
         elif isinstance(owner, nn.Embedding) or i < first_block:
             place = EMBEDDINGS
         elif _is_norm(owner) and inside.startswith(_parent(owner_path)):
@@ -221,7 +221,7 @@ def _place_parameters(model: nn.Module, named: Mapping[str, nn.Parameter], layer
     return placed
 
 
-def _component(block: nn.Module, path: str) -> str:
+def placed_component(block: nn.Module, path: str) -> str:
     """What the module at `path` inside a block is part of, by its structure and the words of classes and attributes."""
     if _is_norm(block.get_submodule(path)):
         return NORMS

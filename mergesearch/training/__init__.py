@@ -1,12 +1,28 @@
-"""Small recipes that make sources: contrastive experts and masked-language-model domain models.
+"""Small recipes that make sources: experts, domain models and knowledge adapters.
 
-Both start from a retriever's folder and leave a folder of the same shape: the encoder's trained weights, and
-everything else byte for byte from the retriever. Training runs on the trainers of sentence-transformers and
-transformers, which need the extra `training`.
+`train_contrastive` and `train_masked_lm` start from a retriever's folder and leave a folder of the same shape: the
+encoder's trained weights, and everything else byte for byte from the retriever. `train_expert` and
+`train_knowledge_adapter` do the same for models and data of any size, and go on where they were stopped; they leave
+adapters, too. Training runs on the trainers of sentence-transformers and transformers and on PEFT, which need the extra
+`training`.
 """
 
+from mergesearch.training.adapters import AdapterSettings
 from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
+from mergesearch.training.expert import Expert, ExpertSettings, train_expert
+from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
 from mergesearch.training.masked_lm import train_masked_lm
 
-__all__ = ["cached", "train_contrastive", "train_masked_lm"]
+__all__ = [
+    "Adapted",
+    "AdapterSettings",
+    "Expert",
+    "ExpertSettings",
+    "KnowledgeSettings",
+    "cached",
+    "train_contrastive",
+    "train_expert",
+    "train_knowledge_adapter",
+    "train_masked_lm",
+]

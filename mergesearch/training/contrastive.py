@@ -7,6 +7,7 @@ L = -1/B Σᵢ log( exp(s(qᵢ, dᵢ)/τ) / Σⱼ exp(s(qᵢ, dⱼ)/τ) ), with 
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,13 @@ import torch
 
 from mergesearch.errors import CollectionError, Problem, SourceError
 from mergesearch.training import harness
+from mergesearch.training.resumable import TrainedOnly
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from mergesearch.training.pairs import Columns
 
 
 def train_contrastive(
@@ -81,17 +85,7 @@ def train_contrastive(
     if len(pairs) < batch_size:
         raise CollectionError([Problem(f"{len(pairs)} training pairs do not fill one batch of {batch_size}")])
 
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    class _Trainer(SentenceTransformerTrainer):  # type: ignore[misc]  # sentence-transformers is untyped here
-        def add_model_card_callback(self, *_: Any) -> None:
-            """No card: it would search the training texts for examples, under a progress bar of its own."""
+    from sentence_transformers import SentenceTransformer
 
     with harness.quiet_and_seeded(seed), tempfile.TemporaryDirectory() as scratch:
         model = SentenceTransformer(
@@ -102,23 +96,19 @@ def train_contrastive(
             module.requires_grad_(False)
         encoder = model[0].auto_model
         harness.prepare(model, encoder.get_input_embeddings(), train_embeddings=train_embeddings)
-        columns = {"query": [q for q, _ in pairs], "document": [d for _, d in pairs]}
-        trainer = _Trainer(
-            model=model,
-            args=SentenceTransformerTrainingArguments(
-                **harness.arguments(
-                    scratch,
-                    device=device,
-                    steps=steps,
-                    batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    seed=seed,
-                ),
-                batch_sampler="no_duplicates",
-                prompts=_prompts(model),
+        trainer = contrastive_trainer(
+            model,
+            {"query": [q for q, _ in pairs], "document": [d for _, d in pairs]},
+            harness.arguments(
+                scratch,
+                device=device,
+                steps=steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
             ),
-            train_dataset=Dataset.from_dict(columns),
-            loss=MultipleNegativesRankingLoss(model, scale=1.0 / temperature),
+            temperature=temperature,
+            prompts=model_prompts(model),
         )
         loss = harness.train(trainer, progress)
         record = {
@@ -136,8 +126,82 @@ def train_contrastive(
         return harness.save(model_folder, encoder, out, record)
 
 
-def _prompts(model: Any) -> dict[str, str] | None:
-    """The model's prompt for each training column, looked up under the names its encode methods use."""
+def contrastive_trainer(
+    model: Any,
+    columns: Columns,
+    arguments: dict[str, Any],
+    *,
+    temperature: float,
+    prompts: harness.Prompts,
+    mini_batch: int | None = None,
+) -> Any:
+    """A trainer of InfoNCE over the batch, where negatives of all its queries are negatives of each.
+
+    Which examples come when follows from seed and data alone, for a training that goes on as for one that begins.
+
+    Args:
+        model: a SentenceTransformer; what of it is to be trained requires gradients.
+        columns: the examples; no batch holds a text twice.
+        arguments: of `harness.arguments`.
+        temperature: what cosines are divided by.
+        prompts: put before `query` and `document` (and negatives).
+        mini_batch: examples that are encoded at a time, for batches larger than memory (GradCache, Gao et al. 2021,
+            https://arxiv.org/abs/2101.06983).
+    """
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
+
+    class _Trainer(TrainedOnly, SentenceTransformerTrainer):  # type: ignore[misc]  # untyped here
+        def add_model_card_callback(self, *_: Any) -> None:
+            """No card: it would search the training texts for examples, under a progress bar of its own."""
+
+        def get_batch_sampler(self, *positional: Any, **named: Any) -> torch.utils.data.Sampler[list[int]]:
+            return _Planned(super().get_batch_sampler(*positional, **named), self.args.max_steps)
+
+    scale = 1.0 / temperature
+    of_column = {name: prompts.get("query" if name == "query" else "document", "") for name in columns}
+    return _Trainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            **arguments,
+            batch_sampler="no_duplicates",
+            prompts={name: prompt for name, prompt in of_column.items() if prompt} or None,
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        loss=MultipleNegativesRankingLoss(model, scale=scale)
+        if mini_batch is None
+        else CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=mini_batch),
+    )
+
+
+class _Planned(torch.utils.data.Sampler[list[int]]):
+    """The batches of a whole training as one pass, so that it is known which comes where.
+
+    Passes may have fewer batches than they announce, and a trainer that goes on counts by what was announced.
+    """
+
+    def __init__(self, drawn: Any, n: int) -> None:
+        self.batch_size, self.drop_last = drawn.batch_size, drawn.drop_last
+        self._batches: list[list[int]] = []
+        for number in itertools.count():
+            drawn.set_epoch(number)
+            before = len(self._batches)
+            self._batches += itertools.islice(drawn, n - before)
+            if len(self._batches) in (n, before):
+                break
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+def model_prompts(model: Any) -> harness.Prompts:
+    """The model's own prompts for `query` and `document`, looked up under the names its encode methods use."""
     names = {"query": ("query",), "document": ("document", "passage", "corpus")}
-    found = {column: next((p for n in keys if (p := model.prompts.get(n))), "") for column, keys in names.items()}
-    return {column: prompt for column, prompt in found.items() if prompt} or None
+    return {side: next((p for n in keys if (p := model.prompts.get(n))), "") for side, keys in names.items()}

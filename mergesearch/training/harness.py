@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +21,16 @@ import torch
 from mergesearch.errors import MergesearchError, Problem, SourceError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
 
 Progress = Callable[[int, int], None]
 """Called with (optimizer steps done, optimizer steps in all)."""
 
+Prompts = dict[str, str]
+"""What is put before texts, by `query` and `document`."""
+
 RECORD_FILE = "mergesearch_training.json"
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "accelerate")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".ot", ".onnx", ".gguf"}
 
 
@@ -34,11 +40,16 @@ def require_extra(*modules: str) -> None:
     Raises:
         MergesearchError: naming the modules that are missing.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = missing_modules(*modules)
     if missing:
         raise MergesearchError(
             f'training needs {" and ".join(missing)}, not installed here; run `pip install "mergesearch[training]"`'
         )
+
+
+def missing_modules(*modules: str) -> list[str]:
+    """Those of the named libraries that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def require_positive(**settings: float) -> None:
@@ -53,18 +64,26 @@ def require_positive(**settings: float) -> None:
 
 
 def arguments(
-    output_dir: str, *, device: str, steps: int, batch_size: int, learning_rate: float, seed: int
+    output_dir: str,
+    *,
+    device: str,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    warmup_steps: int | None = None,
 ) -> dict[str, Any]:
     """Arguments for either trainer: so many steps, and no checkpoints, reports, logs or progress bars.
 
-    AdamW without weight decay, linear warm-up over the first tenth of the steps, then linear decay to zero.
+    AdamW without weight decay, linear warm-up (over the first tenth of the steps unless `warmup_steps` says
+    otherwise), then linear decay to zero.
     """
     return {
         "output_dir": output_dir,
         "max_steps": steps,
         "per_device_train_batch_size": batch_size,
         "learning_rate": learning_rate,
-        "warmup_steps": max(1, steps // 10),
+        "warmup_steps": max(1, steps // 10) if warmup_steps is None else warmup_steps,
         "weight_decay": 0.0,
         "seed": seed,
         "data_seed": seed,
@@ -82,17 +101,34 @@ def prepare(model: torch.nn.Module, word_embeddings: torch.nn.Module, *, train_e
     """Freeze the word embeddings unless they are to be trained, and switch dropout off.
 
     Merges take the embeddings from their template unless told otherwise; what a source learned there would
-    be lost, and its layers would meet vectors that they were not trained with. Dropout guards against many
-    passes over few texts, which is not what these recipes do, and drawing its masks took a sixth of a step.
+    be lost, and its layers would meet vectors that they were not trained with.
     """
     word_embeddings.requires_grad_(train_embeddings)
+    without_dropout(model)
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch the model's dropout off.
+
+    It guards against many passes over few texts, which is not what these recipes do, and drawing its masks took a
+    sixth of a step.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
 
 
-def train(trainer: Any, progress: Progress | None) -> float:
-    """Run a trainer that was made with `arguments`; its mean training loss.
+def enable_checkpointing(model: Any) -> None:
+    """Compute activations of blocks again in the backward pass instead of keeping them."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        enable()
+    else:  # transformers 4
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def train(trainer: Any, progress: Progress | None, *, resume_from: str | None = None) -> float:
+    """Run a trainer that was made with `arguments`, from a checkpoint if one is given; its mean training loss.
 
     Raises:
         MergesearchError: when the loss is not finite, as after too large a learning rate.
@@ -102,7 +138,7 @@ def train(trainer: Any, progress: Progress | None) -> float:
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.add_callback(_progress_callback(progress))
-    loss = float(trainer.train().training_loss)
+    loss = float(trainer.train(resume_from_checkpoint=resume_from).training_loss)
     if not np.isfinite(loss):
         raise MergesearchError(f"training diverged: its loss is {loss}; try a smaller learning rate")
     return loss
@@ -113,7 +149,7 @@ def _progress_callback(progress: Progress) -> TrainerCallback:
 
     class _Report(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
         def on_train_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
-            progress(0, state.max_steps)
+            progress(state.global_step, state.max_steps)
 
         def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
             progress(state.global_step, state.max_steps)
@@ -161,6 +197,61 @@ def encoder_folder(template: Path) -> Path:
     return folder
 
 
+def pick_device(wanted: str) -> str:
+    """A device as torch names it; `auto` is a CUDA GPU where there is one.
+
+    Raises:
+        MergesearchError: there is no such device here.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise MergesearchError(f"torch sees no CUDA GPU here, and the device is {wanted!r}; take cpu or auto")
+    return wanted
+
+
+def torch_dtype(wanted: str, device: str) -> torch.dtype:
+    """`float32`, `bfloat16`, or `auto`: bfloat16 on a GPU that computes in it, else float32.
+
+    Raises:
+        MergesearchError: it is none of these.
+    """
+    if wanted == "auto":
+        fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if wanted not in ("float32", "bfloat16"):
+        raise MergesearchError(f"training computes in float32 or bfloat16 (or auto), found {wanted!r}")
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
+
+
+def positions(encoder: torch.nn.Module, config: PretrainedConfig) -> int:
+    """Tokens that a text may have; the encoder may be empty (on torch's meta device)."""
+    for module in encoder.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding):
+            padding = getattr(module, "padding_idx", None)
+            # RoBERTa and its kin count from padding_idx + 1.
+            return table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) else sys.maxsize
+
+
+def is_folder(location: str) -> bool:
+    """Whether a model's location is a folder of this machine, and not of a package or a hub."""
+    return not location.startswith("package:") and Path(location).expanduser().is_dir()
+
+
+def refuse_file(out: Path) -> None:
+    """A file is not overwritten by a folder.
+
+    Raises:
+        MergesearchError: `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise MergesearchError(f"{out} is a file; training writes a folder")
+
+
 def refuse_existing(out: Path) -> None:
     """Nothing that exists is overwritten, except an empty folder.
 
@@ -203,13 +294,31 @@ def save(template: Path, encoder: PreTrainedModel, out: Path, record: dict[str, 
                 file.rename(made / inner / file.name)
                 shutil.copymode(made / inner / "config.json", made / inner / file.name)
         _fit_config(made / inner / "config.json", encoder)
-        record = {
-            **record,
-            "versions": {m: version(m) for m in ("torch", "transformers", "sentence-transformers")},
-        }
-        (made / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(made, record)
         made.rename(out)
     return out
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that have a say in trained weights."""
+    return {m: version(m) for m in LIBRARIES if importlib.util.find_spec(m.replace("-", "_"))}
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` left."""
+    record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    return record
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Leave in `folder` what a model was made of and by which versions, as `mergesearch_training.json`."""
+    text = json.dumps({**record, "versions": versions()}, indent=2)
+    (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def _is_weights(file: Path) -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from mergesearch.errors import CollectionError, Problem, SourceError
 from mergesearch.training import harness
+from mergesearch.training.objectives import load_with_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +127,7 @@ def train_masked_lm(
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """Tokenizer, and the encoder with a prediction head tied to its word embeddings."""
-    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -138,6 +139,5 @@ def _load(folder: Path) -> tuple[Any, Any]:
         problems.append(Problem("the tokenizer has no mask token", str(folder)))
     if problems:
         raise SourceError(problems)
-    config.tie_word_embeddings = True
-    model = AutoModelForMaskedLM.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+    model, _ = load_with_head(folder, "masked", torch.float32)
     return tokenizer, model

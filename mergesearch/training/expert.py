@@ -1,0 +1,353 @@
+"""Experts: a retriever fine-tuned on queries and documents, as an adapter or whole.
+
+Synthesize-Train-Merge's settings (Khattab et al. 2026, table 9): LoRA of rank 16 with alpha 32 on all linear layers,
+AdamW at 5e-5 (for .6B parameters) with 100 steps of warm-up, texts of at most 512 tokens, one epoch, InfoNCE over the
+batch with a hard negative.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mergesearch.errors import CollectionError, MergesearchError, Problem, SourceError
+from mergesearch.sources.checkpoint import Checkpoint
+from mergesearch.sources.config import load_config
+from mergesearch.sources.layout import build_skeleton
+from mergesearch.sources.locate import holds_adapter, locate
+from mergesearch.training import harness
+from mergesearch.training.adapters import ALL, AdapterSettings, adapter_parameters, attach, save_adapter
+from mergesearch.training.contrastive import contrastive_trainer, model_prompts
+from mergesearch.training.memory import check_training_memory, training_memory
+from mergesearch.training.pairs import (
+    Columns,
+    TrainingPairs,
+    lay_out,
+    mine_bm25,
+    mine_with_model,
+    read_pairs,
+    store_columns,
+)
+from mergesearch.training.resumable import SAVE_EVERY_S, is_done, resumable, train_resumably
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from transformers import PretrainedConfig
+
+NONE, BM25 = "none", "bm25"
+_WARMUP = 100
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """How an expert is trained.
+
+    Attributes:
+        adapter: its shape; None trains the whole model and leaves a whole model.
+        split: of pairs that are BEIR folders.
+        negatives: hard negatives of each example.
+        mine: where they come from beside those given: `bm25`, a model as a study file names a source, or `none`.
+        positives: examples of a query at most, each with another relevant document.
+        query_prompt: put before queries; None for the model's own.
+        document_prompt: put before documents; None for the model's own.
+        max_length: tokens of a text; None for 512, or as many as the model has positions.
+        epochs: passes over the examples, may be a fraction.
+        steps: optimizer steps in place of `epochs`.
+        batch_size: examples that are each other's negatives.
+        mini_batch: examples that are encoded at a time, for batches larger than memory.
+        learning_rate: AdamW's, at its highest, after a warm-up of 100 steps (a tenth of all where that is less).
+        temperature: what cosines are divided by.
+        seed: adapter, examples, their order and dropout.
+        dtype: as in `KnowledgeSettings`; whole models are trained and left in float32.
+        checkpointing: compute activations again in the backward pass.
+    """
+
+    adapter: AdapterSettings | None = field(
+        default_factory=lambda: AdapterSettings("lora", rank=16, alpha=32, dropout=0.0, targets=ALL)
+    )
+    split: str = "train"
+    negatives: int = 1
+    mine: str = BM25
+    positives: int = 1
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    max_length: int | None = None
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 64
+    mini_batch: int | None = None
+    learning_rate: float = 5e-5
+    temperature: float = 0.05
+    seed: int = 0
+    dtype: str = "auto"
+    checkpointing: bool = False
+
+    def check(self) -> None:
+        """Refuse impossible settings.
+
+        Raises:
+            MergesearchError: naming them.
+        """
+        limits = {"max_length": self.max_length, "steps": self.steps, "mini_batch": self.mini_batch}
+        harness.require_positive(
+            **{name: value for name, value in limits.items() if value is not None},
+            positives=self.positives,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            temperature=self.temperature,
+        )
+        if self.negatives < 0:
+            raise MergesearchError(f"examples cannot have {self.negatives} negatives; give 0 or more")
+        if self.adapter is not None:
+            self.adapter.check()
+        harness.torch_dtype(self.dtype, "cpu")
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A finished training.
+
+    Attributes:
+        folder: of the adapter or model.
+        examples: that there were to train on.
+        steps: of the optimizer.
+        losses: logged losses, the first and the last.
+        before: whether it had been finished by an earlier process.
+    """
+
+    folder: Path
+    examples: int
+    steps: int
+    losses: tuple[float, float]
+    before: bool
+
+
+def train_expert(
+    model: str,
+    pairs: Sequence[Path],
+    out: Path,
+    settings: ExpertSettings | None = None,
+    *,
+    device: str = "auto",
+    restart: bool = False,
+    save_every_s: float = SAVE_EVERY_S,
+    preparing: harness.Progress | None = None,
+    progress: harness.Progress | None = None,
+) -> Expert:
+    """Fine-tune a retriever with InfoNCE and leave an adapter, or a whole model.
+
+    A process that is killed loses a minute: the same call goes on, and ends with what an undisturbed one would have
+    made (to the bit on a CPU with as many threads).
+
+    Args:
+        model: a sentence-transformers model, as a study file names a source.
+        pairs: BEIR folders or jsonl files, see `pairs.read_pairs`; negatives are mined in each by itself.
+        out: a folder that is empty or does not exist yet; it appears whole or not at all.
+        settings: how it is trained.
+        device: `cpu`, `cuda`, … or `auto`.
+        restart: throw away what an earlier process left of this training.
+        save_every_s: seconds between checkpoints.
+        preparing: called with (collections mined, collections) while negatives are looked for.
+        progress: called after each optimizer step.
+
+    Raises:
+        MergesearchError: for a missing extra, impossible settings, an `out` that exists, a training that was begun with
+            other settings, or one that diverged.
+        SourceError: for a model that cannot be read or does not say how texts become vectors.
+        CollectionError: for pairs that cannot be read, or are fewer than one batch.
+        MemoryPlanError: the device does not hold it.
+    """
+    settings = settings or ExpertSettings()
+    harness.require_extra("accelerate", "datasets", *(["peft"] if settings.adapter else []))
+    settings.check()
+    harness.refuse_file(out)
+    with harness.quiet_and_seeded(settings.seed):
+        prepared = _prepare(model, settings, harness.pick_device(device))
+        read = [read_pairs(path, split=settings.split) for path in pairs]
+        asked = prepared.asked(read)
+        if is_done(out, asked):
+            return _of_record(out, harness.read_record(out), before=True)
+        prepared.check_memory()
+        with resumable(out, asked, restart=restart) as work:
+            columns = _examples(prepared, read, work / "examples.json", preparing)
+            if len(columns["query"]) < settings.batch_size:
+                found = f"{len(columns['query'])} examples do not fill one batch of {settings.batch_size}"
+                raise CollectionError([f"{found}; give more pairs or a smaller batch"])
+            record = _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress)
+    return _of_record(out, record, before=False)
+
+
+def _of_record(folder: Path, record: dict[str, Any], *, before: bool) -> Expert:
+    losses = record["losses"][0]["loss"], record["losses"][-1]["loss"]
+    return Expert(folder, record["examples"], record["steps"], losses, before)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A training of which everything is known that headers and configs say."""
+
+    location: str
+    folder: Path
+    checkpoint: Checkpoint
+    config: PretrainedConfig
+    settings: ExpertSettings
+    miner: Path | None
+    max_length: int
+    dtype: torch.dtype
+    device: str
+
+    def asked(self, read: Sequence[TrainingPairs]) -> dict[str, Any]:
+        """Everything that decides the expert's numbers."""
+        given = [json.dumps(pairs.negatives, sort_keys=True) for pairs in read]
+        return {
+            "kind": "expert",
+            "base": self.location,
+            "base_sha256": self.checkpoint.content_hash,
+            "pairs_sha256": [pairs.collection.content_hash for pairs in read],
+            "negatives_sha256": [harness.text_hash(text) for text in given],
+            "miner_sha256": self.miner and Checkpoint.open("miner", self.miner).content_hash,
+            **asdict(self.settings),
+            "max_length": self.max_length,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": torch.device(self.device).type,
+            "versions": harness.versions(),
+        }
+
+    def check_memory(self) -> None:
+        """Refuse what the device does not hold."""
+        settings, encoder = self.settings, build_skeleton(self.config)
+        whole = sum(p.numel() for p in encoder.parameters())
+        plan = training_memory(
+            encoder,
+            self.config,
+            trained=adapter_parameters(encoder, settings.adapter) if settings.adapter else whole,
+            dtype=self.dtype,
+            tokens=(settings.mini_batch or settings.batch_size * (2 + settings.negatives)) * self.max_length,
+            head=False,
+            checkpointing=settings.checkpointing,
+        )
+        remedy = "Take --mini-batch (the batch stays as large), a smaller --max-length or --checkpointing."
+        check_training_memory(plan, self.device, remedy)
+
+
+def _prepare(model: str, settings: ExpertSettings, device: str) -> _Prepared:
+    folder = locate(model)
+    if holds_adapter(folder):
+        raise SourceError([Problem("is an adapter; give the model that the new one is to adapt", model)])
+    if not (folder / "modules.json").is_file():
+        message = "no modules.json; experts are trained from a folder that says how embeddings are pooled"
+        raise SourceError([Problem(message, model)])
+    mines = settings.negatives and settings.mine not in (NONE, BM25)
+    config = load_config(folder)
+    positions = harness.positions(build_skeleton(config), config)
+    if settings.max_length is not None and settings.max_length > positions:
+        raise MergesearchError(f"max_length {settings.max_length} is more than the model's {positions} positions")
+    return _Prepared(
+        location=str(folder) if harness.is_folder(model) else model,
+        folder=folder,
+        checkpoint=Checkpoint.open("base", folder),
+        config=config,
+        settings=settings,
+        miner=locate(settings.mine) if mines else None,
+        max_length=settings.max_length or min(512, positions),
+        dtype=harness.torch_dtype(settings.dtype, device) if settings.adapter else torch.float32,
+        device=device,
+    )
+
+
+def _load(folder: Path, dtype: torch.dtype, device: str, max_length: int) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype})
+    model.max_seq_length = max_length
+    return model
+
+
+def _prompts(settings: ExpertSettings, model: Any) -> harness.Prompts:
+    own = model_prompts(model)
+    given = {"query": settings.query_prompt, "document": settings.document_prompt}
+    return {side: own[side] if prompt is None else prompt for side, prompt in given.items()}
+
+
+def _examples(
+    prepared: _Prepared, read: Sequence[TrainingPairs], file: Path, preparing: harness.Progress | None
+) -> Columns:
+    """What is trained on: from the work folder where it was made before, for mining takes long."""
+    if file.is_file():
+        stored: Columns = json.loads(file.read_text(encoding="utf-8"))
+        return stored
+    settings = prepared.settings
+    miner = _load(prepared.miner, prepared.dtype, prepared.device, prepared.max_length) if prepared.miner else None
+    columns: Columns = {}
+    for done, pairs in enumerate(read):
+        if preparing:
+            preparing(done, len(read))
+        mined: dict[str, list[str]] = {}
+        if miner is not None:
+            prompts = _prompts(settings, miner)
+            mined = mine_with_model(pairs, settings.negatives, miner, prompts, settings.batch_size)
+        elif settings.negatives and settings.mine == BM25:
+            mined = mine_bm25(pairs, settings.negatives, settings.seed)
+        made = lay_out(pairs, mined, negatives=settings.negatives, positives=settings.positives, seed=settings.seed)
+        for name, texts in made.items():
+            columns.setdefault(name, []).extend(texts)
+    store_columns(columns, file)
+    return columns
+
+
+def _train(
+    prepared: _Prepared,
+    columns: Columns,
+    checkpoints: Path,
+    out: Path,
+    asked: dict[str, Any],
+    save_every_s: float,
+    progress: harness.Progress | None,
+) -> dict[str, Any]:
+    settings = prepared.settings
+    n = len(columns["query"])
+    steps = settings.steps or max(1, round(settings.epochs * n / settings.batch_size))
+    model = _load(prepared.folder, prepared.dtype, prepared.device, prepared.max_length)
+    prompts = _prompts(settings, model)
+    harness.without_dropout(model)
+    encoder = model[0].auto_model
+    adapted = None
+    if settings.adapter is not None:
+        model.requires_grad_(False)
+        adapted = attach(encoder, settings.adapter)
+    else:
+        for module in list(model)[1:]:
+            module.requires_grad_(False)
+        encoder.get_input_embeddings().requires_grad_(False)
+    if settings.checkpointing:
+        harness.enable_checkpointing(encoder)
+    arguments = harness.arguments(
+        str(checkpoints),
+        device=prepared.device,
+        steps=steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        warmup_steps=min(_WARMUP, steps // 10),
+    )
+    trainer = contrastive_trainer(
+        model,
+        columns,
+        {**arguments, "bf16": prepared.dtype == torch.bfloat16},
+        temperature=settings.temperature,
+        prompts=prompts,
+        mini_batch=settings.mini_batch,
+    )
+    losses = train_resumably(trainer, checkpoints, progress, save_every_s=save_every_s)
+    record = {"asked": asked, "prompts": prompts, "examples": n, "steps": steps, "losses": losses}
+    if adapted is not None:
+        save_adapter(adapted, prepared.location, out, record)
+    else:
+        harness.save(prepared.folder, encoder, out, record)
+    return record

@@ -1,0 +1,196 @@
+"""Trainings that go on where they were stopped, and end with what they would have ended with.
+
+A training has a work folder beside its result. It holds what the training was asked for, what was prepared for it,
+and checkpoints: the trained parameters, the optimizer, the schedule and the state of the random numbers. Data must
+come in an order that is a function of the settings alone, and draw no random numbers of the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergesearch.errors import MergesearchError
+from mergesearch.training import harness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from transformers import TrainerCallback
+
+SAVE_EVERY_S = 60.0
+"""Seconds of work that a kill may cost, about."""
+_ASKED = "asked.json"
+_WEIGHTS = "trained.safetensors"
+_WHOLE = "whole"  # written last into a checkpoint: one without it is of a process that was killed while writing
+_KEPT = 2
+_LOSSES, _LOGGED_AT_MOST = 100, 50  # so many losses, or one in so many steps where that would be too far apart
+
+
+def work_folder(out: Path) -> Path:
+    """Where a training that is to become `out` keeps what it needs to go on."""
+    return out.with_name(f".{out.name}.training")
+
+
+def is_done(out: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether `out` is what this training leaves.
+
+    Args:
+        out: of the training.
+        asked: everything that decides the result, as plain JSON.
+
+    Raises:
+        MergesearchError: `out` holds something else; what differs is named.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        record = json.loads((out / harness.RECORD_FILE).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        harness.refuse_existing(out)
+        raise
+    if differences := _differences(record, asked):
+        raise MergesearchError(f"{out} exists and was made with other settings ({differences}); give another --out")
+    return True
+
+
+@contextmanager
+def resumable(out: Path, asked: Mapping[str, Any], *, restart: bool = False) -> Iterator[Path]:
+    """The work folder of a training, held against other processes; it is removed when the training has left `out`.
+
+    Args:
+        out: of the training.
+        asked: everything that decides the result, as plain JSON.
+        restart: throw away what an earlier process left.
+
+    Raises:
+        MergesearchError: another process is at it, or it was begun with other settings (named).
+    """
+    folder = work_folder(out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MergesearchError(f"another process is training {out}; wait for it or stop it") from None
+        if restart:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        file = folder / _ASKED
+        if file.is_file():
+            if differences := _differences(json.loads(file.read_text(encoding="utf-8")), asked):
+                raise MergesearchError(
+                    f"the training of {out} was begun with other settings ({differences}). Give those again to go "
+                    "on with it, another --out, or --restart to throw away what was done"
+                )
+        else:
+            draft = file.with_suffix(".draft")
+            draft.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+            draft.rename(file)
+        yield folder
+        if out.exists():
+            shutil.rmtree(folder)
+            folder.with_suffix(".lock").unlink()
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two nested settings, in words; empty if nothing does."""
+    flat = [_flat(json.loads(json.dumps(settings))) for settings in (before, now)]
+    names = sorted(name for name in flat[0].keys() | flat[1].keys() if flat[0].get(name) != flat[1].get(name))
+    return ", ".join(f"{n}: {flat[0].get(n)!r}, now {flat[1].get(n)!r}" for n in names)
+
+
+def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{start}{name}.") if isinstance(value, dict) else {f"{start}{name}": value}
+    return found
+
+
+class TrainedOnly:
+    """For a trainer: its checkpoints hold the parameters that are trained, and no others.
+
+    Put before a trainer among the bases of a class. What is frozen is read again from where it came from.
+    """
+
+    model: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002 - the trainer's
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        # Copies: parameters that share memory cannot be written.
+        trained = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file(trained, Path(output_dir) / _WEIGHTS)
+
+    def _load_from_checkpoint(self, checkpoint: str, *_: object) -> None:
+        stored = load_file(Path(checkpoint) / _WEIGHTS)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(stored[name])
+
+
+def train_resumably(
+    trainer: Any,
+    checkpoints: Path,
+    progress: harness.Progress | None = None,
+    *,
+    save_every_s: float = SAVE_EVERY_S,
+) -> list[dict[str, float]]:
+    """Run a `TrainedOnly` trainer to its end, from its newest whole checkpoint if there is one.
+
+    Args:
+        trainer: made with `harness.arguments(checkpoints, …)`.
+        checkpoints: the trainer's output folder.
+        progress: called after each step.
+        save_every_s: seconds between checkpoints; 0 writes one after each step.
+
+    Returns:
+        Some hundred training losses: `step`, and `loss` as a mean over the few steps before it.
+
+    Raises:
+        MergesearchError: when the loss is not finite.
+    """
+    trainer.args.save_total_limit = _KEPT
+    trainer.args.logging_strategy = "steps"
+    trainer.args.logging_steps = min(_LOGGED_AT_MOST, max(1, trainer.args.max_steps // _LOSSES))
+    trainer.add_callback(_saving_callback(save_every_s))
+    newest = max(
+        checkpoints.glob(f"checkpoint-*/{_WHOLE}"), key=lambda p: int(p.parent.name.split("-")[1]), default=None
+    )
+    harness.train(trainer, progress, resume_from=str(newest.parent) if newest else None)
+    logged = [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
+    return logged[:: max(1, len(logged) // _LOSSES)]
+
+
+def _saving_callback(every_s: float) -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class _Save(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.saved_at = time.monotonic()
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Where a loss is logged, the sum that it is the mean of begins anew: none is lost with the process.
+            logged = state.global_step % state.logging_steps == 0
+            if logged and time.monotonic() - self.saved_at >= every_s and state.global_step < state.max_steps:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for file in folder.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())  # else a power cut may leave the mark and not the weights
+            (folder / _WHOLE).touch()
+            self.saved_at = time.monotonic()
+
+    return _Save()
