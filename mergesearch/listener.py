@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.surrogate.report import ScreeningReport
@@ -44,6 +47,26 @@ class Listener:
 
     def failed(self, number: int, label: str, reason: str, *, retried: bool) -> None:
         """A trial has no value; when `retried`, not yet."""
+
+
+class Listeners(Listener):
+    """Several listeners as one: each is told of everything, whatever the others raise."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+
+def _to_all(event: str) -> Callable[..., None]:
+    def tell(self: Listeners, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as stack:
+            for listener in reversed(self._listeners):
+                stack.callback(getattr(listener, event), *args, **kwargs)
+
+    return tell
+
+
+for _event in [name for name in vars(Listener) if not name.startswith("_")]:
+    setattr(Listeners, _event, _to_all(_event))
 
 
 @dataclass

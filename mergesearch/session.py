@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import closing
 from dataclasses import replace
 
 from mergesearch.controller import Controller
-from mergesearch.errors import StorageError, WorkerError
-from mergesearch.listener import Listener, Summary
+from mergesearch.errors import WorkerError
+from mergesearch.listener import Listener, Listeners, Summary
 from mergesearch.measuring import with_losses
 from mergesearch.memory_planning import check_memory, worker_memory
+from mergesearch.results.keeper import Keeper
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.secrets import passwords_kept_from_children, refuse_visible_password
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study, versions
 from mergesearch.study_file import storage_url
-from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.workers.evaluator import BatchProgress
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import WorkerPool
 from mergesearch.workers.residency import Residency
-
-logger = logging.getLogger(__name__)
 
 
 def study_record(study: Study) -> StudyRecord:
@@ -178,23 +175,16 @@ def run_study(
     study = with_losses(study, store, listener.measured)
     if entry.kind == "ray" and not loaded:
         listener.planned("workers: Ray starts them, and they load the sources")
-    controller = Controller(study, store, workers.serve(study, progress, residency), listener)
+    keeper = Keeper(study, store)
+    controller = Controller(study, store, workers.serve(study, progress, residency), Listeners(listener, keeper))
     try:
-        return controller.run()
+        summary = controller.run()
     except WorkerError:
         workers.close()  # there may be none left, which would serve no other study
+        keeper.keep()
         raise
-    finally:
-        _save_landscape(study, store, controller.screened)
-
-
-def _save_landscape(study: Study, store: StudyStore, report: ScreeningReport | None) -> None:
-    """Keep the newest prediction's landscape with the study. A study is not lost for want of a figure."""
-    if report is None or not report.landscape.coordinates:
-        return
-    from mergesearch.figures import LANDSCAPE, landscape  # plotly takes a second to import
-
-    try:
-        store.save_figure(LANDSCAPE, landscape(report, study.space, study.parsed.content.evaluation.metric))
-    except StorageError as error:
-        logger.warning("the predicted landscape was not saved: %s", error)
+    except KeyboardInterrupt:
+        keeper.keep()
+        raise
+    keeper.keep()
+    return summary

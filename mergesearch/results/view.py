@@ -14,6 +14,7 @@ from typing import Any
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.search.importance import importances
 from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
 from mergesearch.storage.record import StudyRecord
@@ -119,6 +120,24 @@ class StudyView:
         """The scored trial of the uniform average."""
         even = self.study.uniform_average()
         return None if even is None else self._of({"": self.study.recipe_of(even)}).get("")
+
+    @cached_property
+    def points(self) -> tuple[tuple[TrialView, Mapping[str, float], float], ...]:
+        """Trials that are points of the study's space, in number order, with the point and the score.
+
+        Of a trial that was stopped, the estimate of it.
+        """
+        space, found = self.study.space, []
+        for t in self.trials:
+            value = t.value if t.value is not None else t.estimate
+            if value is not None and space.find(t.params) is not None:
+                found.append((t, space.snap(t.params), value))
+        return tuple(found)
+
+    @cached_property
+    def importances(self) -> Mapping[str, float]:
+        """Share of each searched coefficient in the variance of scores, see `search.importance`."""
+        return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
 
     def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
         """Trials with a value in the order in which they ended, each with the highest value until then."""

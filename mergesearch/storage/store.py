@@ -26,6 +26,7 @@ from mergesearch.storage.engine import Database
 from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.record import StudyRecord
+from mergesearch.storage.shown import write_shown
 from mergesearch.storage.tables import LateResultRow, LossRow, ScoreRow, StudyRow, TrialRow
 from mergesearch.storage.transaction import (
     joined,
@@ -355,13 +356,18 @@ class StudyStore(StudyReader):
             with Session(self._storage.engine) as session, session.begin():
                 session.get_one(TrialRow, row_id, with_for_update=True).embeddings = name or None
 
-    @patient
-    def save_figure(self, name: str, figure: Any) -> None:
-        """Keep a plotly figure with the study, in place of an earlier one of that name; optuna-dashboard shows it."""
-        from optuna_dashboard import save_plotly_graph_object
+    def keep_shown(self, note: str, notes: Mapping[int, str], figures: Mapping[str, Any]) -> None:
+        """Keeps what optuna-dashboard shows, see `write_shown`; tried once, for it can be done later as well.
 
+        Args:
+            note: on the study, in Markdown.
+            notes: on trials, by number; other trials lose theirs.
+            figures: of plotly, by names that are valid HTML ids.
+        """
         with self._driving():
-            save_plotly_graph_object(self.study, figure, graph_object_id=name)
+            texts: dict[int | None, str] = {self._key(n)[1]: self._text(text) for n, text in notes.items()}
+            with Session(self._storage.engine) as session, session.begin():
+                write_shown(session, self._optuna_study_id, {None: self._text(note), **texts}, figures)
 
     @patient
     def not_told(self, notes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures that a study keeps in its database, where optuna-dashboard shows them."""
+"""Predicted dev scores over the coefficients that matter most; drawn by a run, which has the predictions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from mergesearch.results.figures.drawing import BLUE, SCALE, framed, rounded
 from mergesearch.search.strategies.embedding_surrogate import value_at
 
 if TYPE_CHECKING:
     from mergesearch.search.space import SearchSpace
     from mergesearch.surrogate.report import ScreeningReport
 
-LANDSCAPE = "predicted-landscape"
+NAME = "predicted-landscape"
 """The id of the figure in the study."""
 
 
-def landscape(report: ScreeningReport, space: SearchSpace, metric: str) -> go.Figure:
+def predicted_landscape(report: ScreeningReport, space: SearchSpace, metric: str) -> go.Figure:
     """Predicted dev scores over the coefficients that matter most, elsewhere at the best point.
 
     Args:
@@ -31,15 +32,18 @@ def landscape(report: ScreeningReport, space: SearchSpace, metric: str) -> go.Fi
         [value_at(space.free[d], u) for u in positions]
         for d, positions in zip(found.coordinates, found.positions, strict=True)
     ]
-    # A plain template: the default one is larger than the figure, and a study's attributes are read often.
-    layout = {"title": f"predicted {metric} (dev)", "template": "none"}
-    if len(axes) == 1:
-        return go.Figure(
-            go.Scatter(x=axes[0], y=list(found.means)),
-            {**layout, "xaxis": {"title": names[0]}, "yaxis": {"title": metric}},
-        )
-    means = np.array(found.means).reshape(len(axes[0]), len(axes[1]))
-    return go.Figure(
-        go.Contour(x=axes[0], y=axes[1], z=means.T.round(4).tolist(), colorbar={"title": metric}),
-        {**layout, "xaxis": {"title": names[0]}, "yaxis": {"title": names[1]}},
+    title = (
+        "Predicted dev scores, other coefficients at the best point" if len(space.free) > 2 else "Predicted dev scores"
     )
+    if len(axes) == 1:
+        line = go.Scatter(x=axes[0], y=[rounded(m) for m in found.means], line={"color": BLUE})
+        return framed([line], title, names[0], f"{metric} (dev), predicted")
+    means = np.array(found.means).reshape(len(axes[0]), len(axes[1]))
+    contour = go.Contour(
+        x=axes[0],
+        y=axes[1],
+        z=means.T.round(4).tolist(),
+        colorscale=SCALE,
+        colorbar={"title": {"text": f"{metric}<br>(dev)"}},
+    )
+    return framed([contour], title, names[0], names[1])
