@@ -16,6 +16,7 @@ import click
 from mergesearch.cli import (
     best,
     clean,
+    compare,
     control,
     dashboard,
     evaluate,
@@ -45,6 +46,7 @@ INTERRUPTED = 130
   mergesearch validate studies/my.yaml   check a study file, its models and its data
   mergesearch run studies/my.yaml        run it, or go on with it
   mergesearch evaluate studies/my.yaml   the winner and every source on the test split
+  mergesearch report studies/my.yaml --out report.html   a page on what was found
   mergesearch export studies/my.yaml --out merged""",
     epilog="""\b
 Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 3 no trial has a score yet,
@@ -65,6 +67,7 @@ for module in (
     status,
     best,
     evaluate,
+    compare,
     report,
     export,
     dashboard,

@@ -40,7 +40,7 @@ class Caution:
 def cautions(view: StudyView, tests: Sequence[Tested], candidates: Sequence[Candidate]) -> tuple[Caution, ...]:
     """Everything that speaks against trusting the outcome, serious things first."""
     found = [
-        *_of_the_choice(view),
+        *_of_the_choice(view, tests),
         *_of_the_test(view, tests),
         *_of_the_queries(view),
         *_of_stability(view, candidates),
@@ -51,7 +51,7 @@ def cautions(view: StudyView, tests: Sequence[Tested], candidates: Sequence[Cand
     return tuple(sorted(found, key=lambda c: not c.serious))
 
 
-def _of_the_choice(view: StudyView) -> Iterator[Caution]:
+def _of_the_choice(view: StudyView, tests: Sequence[Tested]) -> Iterator[Caution]:
     choice = view.choice
     if choice is None:
         yield Caution("Nothing is scored yet", "No trial has a score, so there is nothing to conclude.", serious=True)
@@ -71,8 +71,8 @@ def _of_the_choice(view: StudyView) -> Iterator[Caution]:
         text = f"The highest merge is trial {choice.best_number}. {_sentence(choice.reason())}"
         yield Caution("No merge beats the best source by more than luck", text, serious=True)
     elif choice.gain_interval is not None and choice.gain_interval[0] <= 0:
-        text = _sentence(choice.reason())
-        yield Caution("The winner is within the noise of a source", text, serious=True)
+        title = "The winner is within the noise of a source" + (" on dev queries" if tests else "")
+        yield Caution(title, _sentence(choice.reason()), serious=not tests)  # test queries say more
     uniform = view.uniform
     plain = uniform is not None and uniform.value is not None and uniform.number != choice.number
     if plain and uniform is not None and choice.verdict == "merge" and (uniform.value or 0.0) >= choice.expected:
@@ -93,13 +93,15 @@ def _of_the_test(view: StudyView, tests: Sequence[Tested]) -> Iterator[Caution]:
     for t in tests:
         for test in t.tests:
             c = test.comparison
-            numbers = f"{c.mean_difference:+.4f}, p = {shown_p(test.p_holm)} after Holm's correction"
+            p = shown_p(test.p_holm)
+            p = f"p {p}" if p.startswith("<") else f"p = {p}"
+            numbers = f"{c.mean_difference:+.4f} ({p} after Holm's correction)".replace("-", "−")
             if c.mean_difference < 0 and test.p_holm < ALPHA:
                 title = f"On {t.split} queries of {t.scores.collection} the merge is worse than {test.against}"
                 yield Caution(title, f"The difference is more than luck: {numbers}.", serious=True)
             elif test.p_holm >= ALPHA:
                 title = f"No clear difference from {test.against} on {t.split} queries"
-                yield Caution(title, f"On {t.scores.collection} it is {numbers}: luck alone may explain it.")
+                yield Caution(title, f"On {t.scores.collection} the merge gains {numbers}: luck alone may explain it.")
     times = times_read(view.readings)
     if times > 1:
         text = (

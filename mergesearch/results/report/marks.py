@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ COLOURS = {
     for name in ("BLUE", "ORANGE", "GREEN", "RED", "PURPLE", "SKY", "BLACK", "GREY")
 }
 """What the figures' colours are called in the page's style, where light and dark pages have their own."""
+STEPS = 24
+"""Of the figures' colour scale: `--s0` to `--s23` in the page's style, lighter at the low end on dark pages."""
+DARKEST_ON_DARK = 0.4
+"""Where on the scale the low end is on dark pages: there it has a contrast of 3 to 1."""
 _PLAIN = re.compile(r"#[0-9a-fA-F]{3,8}|rgba?\([\d., ]+\)|[a-z]+")
 _DASHES = {"dash": "6 4", "dot": "1.5 3.5", "dashdot": "6 3 1.5 3", "longdash": "10 4", "longdashdot": "10 3 1.5 3"}
 
@@ -47,6 +52,8 @@ def paint(colour: Any) -> str:
     if isinstance(colour, str):
         if colour in COLOURS:
             return COLOURS[colour]
+        if colour.startswith("rgb(") and (step := _steps().get(_hex(colour))) is not None:
+            return f"var(--s{step})"
         if _PLAIN.fullmatch(colour):
             return colour
     return "var(--blue)"
@@ -123,20 +130,40 @@ def colours(data: Any, scale: Any, low: float | None = None, high: float | None 
         return [None] * len(found)
     low, high = float(known.min()) if low is None else low, float(known.max()) if high is None else high
     shares = np.clip((found - low) / ((high - low) or 1.0), 0.0, 1.0)
-    sampled: Iterator[str] = iter(_hex(c) for c in sample_colorscale(named(scale), shares[np.isfinite(shares)].tolist()))
+    if own(scale):
+        return [f"var(--s{round(s * (STEPS - 1))})" if math.isfinite(s) else None for s in shares]
+    sampled: Iterator[str] = iter(_hex(c) for c in sample_colorscale(scale, shares[np.isfinite(shares)].tolist()))
     return [next(sampled) if math.isfinite(s) else None for s in shares]
 
 
-def named(scale: Any) -> Any:
-    """A colour scale by its name, or as it is given; without one, the figures' own."""
-    if scale is None or isinstance(scale, str):
-        return get_colorscale(scale or drawing.SCALE)
-    return [list(stop) for stop in scale]
+def own(scale: Any) -> bool:
+    """Whether it is the figures' own scale, of which the page's style has the colours."""
+    figures_own = [tuple(stop) for stop in get_colorscale(drawing.SCALE)]
+    return scale is None or [tuple(stop) for stop in scale] == figures_own
 
 
 def gradient(scale: Any) -> str:
     """The scale from left to right, in CSS."""
-    return f"linear-gradient(90deg,{','.join(_hex(c) for c in sample_colorscale(named(scale), 9))})"
+    stops = [f"var(--s{k})" for k in range(STEPS)] if own(scale) else map(_hex, sample_colorscale(scale, 9))
+    return f"linear-gradient(90deg,{','.join(stops)})"
+
+
+def scale_style() -> str:
+    """The figures' scale as custom properties, for light pages and for dark ones."""
+
+    def properties(low: float) -> str:
+        colours = sample_colorscale(drawing.SCALE, np.linspace(low, 1.0, STEPS).tolist())
+        return ";".join(f"--s{k}:{_hex(c)}" for k, c in enumerate(colours))
+
+    dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{properties(DARKEST_ON_DARK)}}}}}"
+    return f":root{{{properties(0.0)}}}\n{dark}\n"
+
+
+@cache
+def _steps() -> dict[str, int]:
+    """Every colour of the scale, finely sampled, to its step."""
+    fine = np.linspace(0.0, 1.0, 1001)
+    return {_hex(c): round(s * (STEPS - 1)) for s, c in zip(fine, sample_colorscale(drawing.SCALE, fine.tolist()), strict=True)}
 
 
 def _hex(colour: str) -> str:

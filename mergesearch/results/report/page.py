@@ -23,6 +23,7 @@ from mergesearch.results.report.costs import costs, strategies
 from mergesearch.results.report.examples import Examples
 from mergesearch.results.report.hits import Shown, shown_queries
 from mergesearch.results.report.intervals import Forest
+from mergesearch.results.report.marks import scale_style
 from mergesearch.results.report.queries import queries
 from mergesearch.results.report.recipes import parts
 from mergesearch.results.report.stability import stability
@@ -149,7 +150,8 @@ def _environment() -> Environment:
 
 @cache
 def _style() -> Markup:
-    return Markup(files("mergesearch.results.report").joinpath("report.css").read_text(encoding="utf-8"))  # noqa: S704
+    written = files("mergesearch.results.report").joinpath("report.css").read_text(encoding="utf-8")
+    return Markup(written + scale_style())  # noqa: S704
 
 
 def _many(value: float) -> str:

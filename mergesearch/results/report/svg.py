@@ -21,7 +21,7 @@ from mergesearch.results.report.axes import Axis, categories, number
 from mergesearch.results.report.marks import paint, tag, values
 from mergesearch.results.report.text import readable
 
-WIDTHS = {"wide": (760, 360), "narrow": (330, 290)}
+WIDTHS = {"wide": (836, 370), "narrow": (330, 290)}
 """Two sizes of every panel, in pixels, one of which is shown: text is to be read, and so is not scaled."""
 MOST_CELLS = 36
 """Along each side of a contour plot, which is drawn in cells."""

@@ -55,12 +55,23 @@ def write_report(
         StudyFileError: the study file does not fit its schema.
     """
     check_page(out)
-    view = read_view(resolve(parsed), store)
+    view, missing = view_of(parsed, store)
     examples, why = None, "Top documents were not asked for (--examples 0)."
-    if n_examples:
+    if missing:
+        why = missing
+    elif n_examples:
         examples, why = _examples(view, store, progress)
     write_page(out, render_report(view, examples=examples, n_examples=n_examples, why=why))
     return Written(answer(view, tested(view)).sentence, why)
+
+
+def view_of(parsed: ParsedStudy, store: StudyStore) -> tuple[StudyView, str]:
+    """A study as its database and what is there of its sources and collections tell it, and what is not there.
+
+    Raises:
+        StudyFileError: the study file does not describe the recorded study.
+    """
+    return read_view(resolve(parsed), store), ""
 
 
 def check_page(out: Path) -> None:
