@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.evaluation.result import CollectionScores
+from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.results.choose import Choice
 from mergesearch.results.evaluate import Table, shown_p
 from mergesearch.results.report.costs import Costs, costs, strategies
@@ -78,7 +78,18 @@ class Studies:
 
     def tables(self) -> list[Table]:
         """The studies, what the test queries say, and the paired tests."""
-        headers = ["study", "method", "strategy", "sources", "trials", "tokens", "seconds", "dev score", "luck", "verdict"]
+        headers = [
+            "study",
+            "method",
+            "strategy",
+            "sources",
+            "trials",
+            "tokens",
+            "seconds",
+            "dev score",
+            "luck",
+            "verdict",
+        ]
         rows: list[tuple[Any, ...]] = [
             (
                 c.name,
@@ -103,7 +114,16 @@ class Studies:
         if read:
             tables.append(("test scores", ["study", "split", "collection", "metric", "queries", "score"], read))
         if self.pairs:
-            headers = ["paired by query", "split", "collection", "difference", "95% interval", "p (t)", "p (perm.)", "p (t, Holm)"]
+            headers = [
+                "paired by query",
+                "split",
+                "collection",
+                "difference",
+                "95% interval",
+                "p (t)",
+                "p (perm.)",
+                "p (t, Holm)",
+            ]
             tables.append(("differences between the chosen merges", headers, [_row(p) for p in self.pairs]))
         return tables
 
@@ -261,7 +281,8 @@ def _dev_differences(one: StudyView, other: StudyView) -> list[str]:
 def _told_apart(names: Sequence[str]) -> list[str]:
     """Names, numbered where one comes again."""
     return [
-        name if names.count(name) == 1 else f"{name} ({list(names[: i + 1]).count(name)})" for i, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} ({list(names[: i + 1]).count(name)})"
+        for i, name in enumerate(names)
     ]
 
 

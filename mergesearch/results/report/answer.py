@@ -70,7 +70,9 @@ def _tested(number: int, tests: Sequence[Tested]) -> Answer:
         least = min(t.comparison.mean_difference for t in sources)
         p = shown_p(max(t.p_holm for t in sources))
         p = f"p {p}" if p.startswith("<") else f"p = {p}"
-        more = f"On test queries of {where} it gains {least:.4f} or more over each of them ({p} or less, Holm-corrected)."
+        more = (
+            f"On test queries of {where} it gains {least:.4f} or more over each of them ({p} or less, Holm-corrected)."
+        )
         return Answer(sentence, more + plain, "good" if not plain else "open")
     if worse:
         names = " and ".join(dict.fromkeys(t.against for t in worse))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 MARGIN = 0.04
@@ -85,14 +86,14 @@ class Axis:
     def spacing(self, values: Sequence[Any]) -> float:
         """Pixels between neighbouring values."""
         places = sorted({self(v) for v in values if isinstance(v, str) or number(v)})
-        gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(places)]
         return min(gaps) if gaps else 0.4 * abs(self.end - self.start)
 
 
 def _ticks(low: float, high: float, wanted: int, log: bool) -> tuple[tuple[float, str], ...]:
     if log and high - low >= 1:
-        step = max(1, round((high - low) / wanted))
-        return tuple((10.0**e, _power(e)) for e in range(math.ceil(low), math.floor(high) + 1, step))
+        every = max(1, round((high - low) / wanted))
+        return tuple((10.0**e, _power(e)) for e in range(math.ceil(low), math.floor(high) + 1, every))
     if log:
         return tuple((v, label) for v, label in _ticks(10**low, 10**high, wanted, log=False) if v > 0)
     rough = (high - low) / max(wanted, 1)
@@ -109,4 +110,6 @@ def _plain(value: float, decimals: int) -> str:
 
 
 def _power(exponent: int) -> str:
-    return f"{10**exponent:,}" if 0 <= exponent <= 4 else f"{10.0**exponent:g}" if -4 <= exponent < 0 else f"1e{exponent}"
+    return (
+        f"{10**exponent:,}" if 0 <= exponent <= 4 else f"{10.0**exponent:g}" if -4 <= exponent < 0 else f"1e{exponent}"
+    )

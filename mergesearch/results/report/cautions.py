@@ -186,7 +186,9 @@ def _of_collections(view: StudyView) -> Iterator[Caution]:
         yield Caution("The gain comes from one collection", text)
     for name, gain in gains.items():
         if gain < 0:
-            text = f"There the chosen merge scores {-gain * total / _weight(chosen, name):.4f} less than {source.label}."
+            text = (
+                f"There the chosen merge scores {-gain * total / _weight(chosen, name):.4f} less than {source.label}."
+            )
             yield Caution(f"{name} loses by the merge", text)
 
 

@@ -58,7 +58,8 @@ def shown_queries(
         if collection is not None:
             text = readable(collection.query_texts[collection.query_ids.index(row.id)], MOST_QUERY)
             grades = collection.qrels[row.id]
-        before = after = ()
+        before: tuple[Hit, ...] = ()
+        after: tuple[Hit, ...] = ()
         if collection is not None and examples is not None:
             runs = [_run(scores, row) for scores in (examples.before, examples.after)]
             before = _hits(collection, runs[0], runs[1], grades)

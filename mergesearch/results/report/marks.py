@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
-from plotly.colors import get_colorscale, sample_colorscale
+from plotly.colors import sample_colorscale
 
 from mergesearch.results.figures import drawing
 from mergesearch.results.report.axes import number
@@ -39,7 +40,7 @@ def tag(element: str, *inside: Markup, **attributes: object) -> Markup:
         Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-") if name != "viewBox" else name, value)
         for name, value in attributes.items()
     )
-    return Markup("<{}{}>{}</{}>").format(Markup(element), said, Markup("").join(inside), Markup(element))
+    return Markup("<{}{}>{}</{}>").format(element, said, Markup("").join(inside), element)
 
 
 def text(x: float, y: float, words: str, *, anchor: str, class_: str = "tick") -> Markup:
@@ -93,7 +94,8 @@ def marker(symbol: str, x: float, y: float, radius: float, colour: str, tip: Mar
     faint: dict[str, object] = {} if opacity is None else {"fill_opacity": opacity}
     kind, size = symbol.split("-")[0], f"{radius:.1f}"
     if kind in ("x", "cross"):
-        d = f"M{x - radius:.1f} {y - radius:.1f}l{2 * radius:.1f} {2 * radius:.1f}m0 {-2 * radius:.1f}l{-2 * radius:.1f} {2 * radius:.1f}"
+        width = 2 * radius
+        d = f"M{x - radius:.1f} {y - radius:.1f}l{width:.1f} {width:.1f}m0 {-width:.1f}l{-width:.1f} {width:.1f}"
         return tag("path", tip, d=d, class_="line", stroke=colour, stroke_width=1.5)
     corners = {"star": 10, "diamond": 4, "square": 4, "triangle": 3}.get(kind)
     if corners is None:
@@ -132,19 +134,26 @@ def colours(data: Any, scale: Any, low: float | None = None, high: float | None 
     shares = np.clip((found - low) / ((high - low) or 1.0), 0.0, 1.0)
     if own(scale):
         return [f"var(--s{round(s * (STEPS - 1))})" if math.isfinite(s) else None for s in shares]
-    sampled: Iterator[str] = iter(_hex(c) for c in sample_colorscale(scale, shares[np.isfinite(shares)].tolist()))
+    sampled: Iterator[str] = iter(
+        _hex(c) for c in sample_colorscale(_listed(scale), shares[np.isfinite(shares)].tolist())
+    )
     return [next(sampled) if math.isfinite(s) else None for s in shares]
 
 
 def own(scale: Any) -> bool:
     """Whether it is the figures' own scale, of which the page's style has the colours."""
-    figures_own = [tuple(stop) for stop in get_colorscale(drawing.SCALE)]
-    return scale is None or [tuple(stop) for stop in scale] == figures_own
+    figures_own = go.Heatmap(colorscale=drawing.SCALE).colorscale
+    return scale is None or tuple(map(tuple, scale)) == tuple(map(tuple, figures_own))
+
+
+def _listed(scale: Any) -> list[list[Any]]:
+    """As plotly samples it."""
+    return [list(stop) for stop in scale]
 
 
 def gradient(scale: Any) -> str:
     """The scale from left to right, in CSS."""
-    stops = [f"var(--s{k})" for k in range(STEPS)] if own(scale) else map(_hex, sample_colorscale(scale, 9))
+    stops = [f"var(--s{k})" for k in range(STEPS)] if own(scale) else map(_hex, sample_colorscale(_listed(scale), 9))
     return f"linear-gradient(90deg,{','.join(stops)})"
 
 
@@ -163,7 +172,10 @@ def scale_style() -> str:
 def _steps() -> dict[str, int]:
     """Every colour of the scale, finely sampled, to its step."""
     fine = np.linspace(0.0, 1.0, 1001)
-    return {_hex(c): round(s * (STEPS - 1)) for s, c in zip(fine, sample_colorscale(drawing.SCALE, fine.tolist()), strict=True)}
+    return {
+        _hex(c): round(s * (STEPS - 1))
+        for s, c in zip(fine, sample_colorscale(drawing.SCALE, fine.tolist()), strict=True)
+    }
 
 
 def _hex(colour: str) -> str:

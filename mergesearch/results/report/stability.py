@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergesearch.evaluation.resampling import bootstrap_weights
 from mergesearch.results.view import StudyView, TrialView
@@ -70,11 +71,12 @@ def stability(view: StudyView, *, draws: int = DRAWS, seed: int = 0) -> tuple[Ca
     return tuple(sorted(found, key=lambda c: (-c.chosen, -c.highest, c.trial.number)))
 
 
-def _resampled(trials: Sequence[TrialView], draws: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _resampled(trials: Sequence[TrialView], draws: int, seed: int) -> NDArray[np.float64]:
     """Values of T trials on resampled queries, float64 [draws, T]."""
     results = [t.result for t in trials if t.result is not None]
     assert len(results) == len(trials)
     first = results[0].collections
     scores_TQ = np.stack([np.concatenate([c.scores for c in r.collections]) for r in results])
-    weights = bootstrap_weights([len(c.scores) for c in first], [c.weight for c in first], draws, seed)
-    return weights @ scores_TQ.T
+    weights_BQ = bootstrap_weights([len(c.scores) for c in first], [c.weight for c in first], draws, seed)
+    values_BT: NDArray[np.float64] = weights_BQ @ scores_TQ.T
+    return values_BT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -215,9 +216,7 @@ class _Panel:
 
 
 def _rectangle(x: float, y: float, width: float, height: float, colour: str, tip: Markup) -> Markup:
-    return tag(
-        "rect", tip, x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=f"{height:.1f}", fill=colour
-    )
+    return tag("rect", tip, x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=f"{height:.1f}", fill=colour)
 
 
 def _axis(found: Sequence[Any], layout: Any, wanted: int) -> Axis:
@@ -267,7 +266,7 @@ def _lattice(trace: Any) -> tuple[NDArray[np.float64], list[Any], list[Any]]:
 def _edges(places: Sequence[Any]) -> list[float]:
     """Between neighbouring values of an axis, and as far beyond the outermost."""
     at = list(range(len(places))) if categories(places) is not None else [float(p) for p in places]
-    middles = [(a + b) / 2 for a, b in zip(at, at[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in pairwise(at)]
     if not middles:
         return [at[0] - 0.5, at[0] + 0.5]
     return [2 * at[0] - middles[0], *middles, 2 * at[-1] - middles[-1]]
@@ -290,12 +289,13 @@ def _each(given: Any, n: int) -> list[Any]:
 
 def _scale(figure: go.Figure) -> tuple[str, str, str, str] | None:
     for trace in figure.data:
-        coloured = trace if trace.type in ("heatmap", "contour") else getattr(trace, "marker", None)
-        data = trace.z if coloured is trace else coloured.color if coloured is not None else None
-        if data is None or isinstance(data, str) or (coloured is not trace and not marks.numeric(data)):
+        if trace.type in ("heatmap", "contour"):
+            coloured, data = trace, [v for row in trace.z for v in values(row)]
+        elif marks.numeric(trace.marker.color):
+            coloured, data = trace.marker, values(trace.marker.color)
+        else:
             continue
-        rows = [v for row in data for v in values(row)] if coloured is trace else values(data)
-        numbers = [v for v in rows if number(v)]
+        numbers = [v for v in data if number(v)]
         if numbers:
             title = readable(coloured.colorbar.title.text).replace("<br>", " ")
             return _shown(min(numbers)), _shown(max(numbers)), marks.gradient(coloured.colorscale), title
@@ -344,7 +344,9 @@ def _table(figure: go.Figure) -> tuple[tuple[str, ...], tuple[tuple[str, ...], .
             said = _each(trace.text, len(values(trace.x)))
             pairs = zip(values(trace.x), values(trace.y), said, strict=False)
             rows += [(name, _shown(x), _shown(y), readable(word)) for x, y, word in pairs]
-    x, y = (readable(axis.title.text) or letter for axis, letter in ((figure.layout.xaxis, "x"), (figure.layout.yaxis, "y")))
+    x, y = (
+        readable(axis.title.text) or letter for axis, letter in ((figure.layout.xaxis, "x"), (figure.layout.yaxis, "y"))
+    )
     return ("series", x, y, "value or label"), tuple(rows)
 
 

@@ -7,11 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergesearch.errors import MergesearchError
+from mergesearch.errors import MergesearchError, ResumeError, StudyFileError
 from mergesearch.resolving import resolve
+from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.examples import Examples, encode_examples
 from mergesearch.results.report.page import GENERATOR, LISTED, render_report
+from mergesearch.results.report.remembered import remembered_study
 from mergesearch.results.report.testing import tested
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.store import StudyStore
@@ -66,12 +68,21 @@ def write_report(
 
 
 def view_of(parsed: ParsedStudy, store: StudyStore) -> tuple[StudyView, str]:
-    """A study as its database and what is there of its sources and collections tell it, and what is not there.
+    """A study as its database and its files tell it; and what of the files is gone or changed, nothing if nothing is.
 
     Raises:
-        StudyFileError: the study file does not describe the recorded study.
+        StudyFileError: the study file is wrong, or sources are gone and it does not describe the recorded study.
+        ResumeError: it describes another study.
     """
-    return read_view(resolve(parsed), store), ""
+    try:
+        study = resolve(parsed)
+        check_unchanged(study, store)
+        return read_view(study, store), ""
+    except (StudyFileError, ResumeError) as error:
+        remembered = remembered_study(parsed, store)
+        if remembered is None:
+            raise
+        return read_view(remembered, store), f"Told from the database alone, not from models and texts: {error}"
 
 
 def check_page(out: Path) -> None:
