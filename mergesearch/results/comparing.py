@@ -13,7 +13,7 @@ from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.results.choose import Choice
 from mergesearch.results.evaluate import Table, shown_p
 from mergesearch.results.report.costs import Costs, costs, strategies
-from mergesearch.results.report.testing import Tested, tested
+from mergesearch.results.report.held_out import HeldOut, held_out
 from mergesearch.results.view import StudyView
 
 
@@ -39,7 +39,7 @@ class Column:
     metric: str
     choice: Choice | None
     costs: Costs
-    tests: tuple[Tested, ...]
+    tests: tuple[HeldOut, ...]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _column(name: str, view: StudyView) -> Column:
         metric=view.metric,
         choice=view.choice,
         costs=costs(view),
-        tests=tested(view),
+        tests=held_out(view),
     )
 
 

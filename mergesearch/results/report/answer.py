@@ -8,7 +8,7 @@ from typing import Literal
 
 from mergesearch.results.evaluate import shown_p
 from mergesearch.results.report.cautions import ALPHA
-from mergesearch.results.report.testing import Tested
+from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.view import StudyView
 
 Tone = Literal["good", "open", "bad"]
@@ -29,7 +29,7 @@ class Answer:
     tone: Tone
 
 
-def answer(view: StudyView, tests: Sequence[Tested]) -> Answer:
+def answer(view: StudyView, tests: Sequence[HeldOut]) -> Answer:
     """By the rule of `choose` on dev queries and, where they were read, by test queries."""
     choice = view.choice
     if choice is None:
@@ -46,7 +46,7 @@ def answer(view: StudyView, tests: Sequence[Tested]) -> Answer:
     return _tested(choice.number, [t for t in tests if t.split == tests[0].split])
 
 
-def _tested(number: int, tests: Sequence[Tested]) -> Answer:
+def _tested(number: int, tests: Sequence[HeldOut]) -> Answer:
     """What the test queries say of a recommended merge."""
     where = " and ".join(t.scores.collection for t in tests)
     against = [t for read in tests for t in read.tests]

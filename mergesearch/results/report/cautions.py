@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergesearch.results.evaluate import shown_p, times_read
+from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.report.stability import Candidate
-from mergesearch.results.report.testing import Tested
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.study import FEW_QUERIES
 
@@ -37,7 +37,7 @@ class Caution:
     serious: bool = False
 
 
-def cautions(view: StudyView, tests: Sequence[Tested], candidates: Sequence[Candidate]) -> tuple[Caution, ...]:
+def cautions(view: StudyView, tests: Sequence[HeldOut], candidates: Sequence[Candidate]) -> tuple[Caution, ...]:
     """Everything that speaks against trusting the outcome, serious things first."""
     found = [
         *_of_the_choice(view, tests),
@@ -51,7 +51,7 @@ def cautions(view: StudyView, tests: Sequence[Tested], candidates: Sequence[Cand
     return tuple(sorted(found, key=lambda c: not c.serious))
 
 
-def _of_the_choice(view: StudyView, tests: Sequence[Tested]) -> Iterator[Caution]:
+def _of_the_choice(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]:
     choice = view.choice
     if choice is None:
         yield Caution("Nothing is scored yet", "No trial has a score, so there is nothing to conclude.", serious=True)
@@ -83,7 +83,7 @@ def _of_the_choice(view: StudyView, tests: Sequence[Tested]) -> Iterator[Caution
         yield Caution("Plain averaging may do as well", text)
 
 
-def _of_the_test(view: StudyView, tests: Sequence[Tested]) -> Iterator[Caution]:
+def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]:
     if view.choice is not None and not tests:
         text = (
             "All scores below come from the queries that chose the merge. `mergesearch evaluate "

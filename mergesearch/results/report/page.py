@@ -20,6 +20,7 @@ from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, strategies
 from mergesearch.results.report.examples import Examples
+from mergesearch.results.report.held_out import HeldOut, mean_score
 from mergesearch.results.report.hits import Shown, shown_queries
 from mergesearch.results.report.intervals import Forest
 from mergesearch.results.report.marks import scale_style
@@ -27,7 +28,6 @@ from mergesearch.results.report.queries import queries
 from mergesearch.results.report.recipes import parts
 from mergesearch.results.report.stability import stability
 from mergesearch.results.report.svg import Drawing, draw
-from mergesearch.results.report.testing import Tested, mean_score, tested
 from mergesearch.results.report.text import readable
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.storage.engine import redact
@@ -60,16 +60,24 @@ class Figure:
     more_data: int
 
 
-def render_report(view: StudyView, *, examples: Examples | None = None, n_examples: int = LISTED, why: str = "") -> str:
+def render_report(
+    view: StudyView,
+    tests: Sequence[HeldOut],
+    *,
+    examples: Examples | None = None,
+    n_examples: int = LISTED,
+    why: str = "",
+) -> str:
     """The page as HTML.
 
     Args:
         view: the study.
+        tests: what `held_out` says of it.
         examples: rankings before and after; None shows queries without documents.
         n_examples: queries in each of the lists.
         why: why there are no rankings, a sentence.
     """
-    tests, candidates = tested(view), stability(view)
+    candidates = stability(view)
     before = None if examples is None else examples.before
     found = queries(view, before)
     figures: dict[str, list[Figure]] = {"search": [], "landscape": [], "queries": []}
@@ -171,7 +179,7 @@ def _seconds(value: float | timedelta) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _test_mean(tests: Sequence[Tested]) -> tuple[str, Any] | None:
+def _test_mean(tests: Sequence[HeldOut]) -> tuple[str, Any] | None:
     """Split and weighted mean over its collections of the chosen merge."""
     if not tests:
         return None

@@ -12,9 +12,9 @@ from mergesearch.resolving import resolve
 from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.examples import Examples, encode_examples
+from mergesearch.results.report.held_out import held_out
 from mergesearch.results.report.page import GENERATOR, LISTED, render_report
 from mergesearch.results.report.remembered import remembered_study
-from mergesearch.results.report.testing import tested
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.store import StudyStore
 from mergesearch.study_file import ParsedStudy
@@ -63,8 +63,9 @@ def write_report(
         why = missing
     elif n_examples:
         examples, why = _examples(view, store, progress)
-    write_page(out, render_report(view, examples=examples, n_examples=n_examples, why=why))
-    return Written(answer(view, tested(view)).sentence, why)
+    tests = held_out(view)
+    write_page(out, render_report(view, tests, examples=examples, n_examples=n_examples, why=why))
+    return Written(answer(view, tests).sentence, why)
 
 
 def view_of(parsed: ParsedStudy, store: StudyStore) -> tuple[StudyView, str]:

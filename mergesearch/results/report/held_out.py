@@ -20,7 +20,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Tested:
+class HeldOut:
     """The chosen merge and what it has to be compared with, on the test queries of one collection.
 
     Attributes:
@@ -50,7 +50,7 @@ class Mean:
     interval: tuple[float, float]
 
 
-def tested(view: StudyView) -> tuple[Tested, ...]:
+def held_out(view: StudyView) -> tuple[HeldOut, ...]:
     """By split and collection, the newest reading of the chosen merge and of every other subject.
 
     Only whole evaluations count, which score every source with the chosen merge; single folders do not.
@@ -77,7 +77,7 @@ def tested(view: StudyView) -> tuple[Tested, ...]:
         same = tuple(label for label, o in others.items() if np.array_equal(o.scores, newest.scores.scores))
         different = {label: o for label, o in others.items() if label not in same}
         tests = paired_tests(newest.scores, different)
-        found.append(Tested(split, newest.scores, others, tests, same, newest.at, len(readings)))
+        found.append(HeldOut(split, newest.scores, others, tests, same, newest.at, len(readings)))
     return tuple(sorted(found, key=lambda t: t.split != "test"))  # stable: other splits after `test`
 
 
