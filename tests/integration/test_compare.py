@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from mergesearch.results.comparing import compare_studies
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.store import StudyStore
 from tests.report_pages import check_alone, check_contrast, check_keyboard, check_structure, check_width
-from tests.tiny_studies import TinyStudy, copy_study, make_beir, mergesearch
+from tests.tiny_studies import TinyStudy, copy_study, mergesearch
 
 if TYPE_CHECKING:
     from tests.browser import OfflinePage
@@ -42,14 +43,18 @@ def pair(grid_study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> tup
     return first, second
 
 
+@pytest.fixture(scope="module")
+def views(pair: tuple[TinyStudy, TinyStudy]) -> list[StudyView]:
+    return [view_of(study) for study in pair]
+
+
 def view_of(study: TinyStudy) -> StudyView:
     resolved = load_study(study.file)
     with StudyStore.open(study.storage, resolved.name, None, exclusive=False) as store:
         return read_view(resolved, store)
 
 
-def test_test_readings_are_compared_query_by_query(pair: tuple[TinyStudy, TinyStudy]) -> None:
-    views = [view_of(study) for study in pair]
+def test_test_readings_are_compared_query_by_query(views: list[StudyView]) -> None:
     found = compare_studies(views)
     assert [c.name for c in found.columns] == ["tiny", "other"]
     assert [c.method for c in found.columns] == ["linear", "slerp"]
@@ -61,8 +66,8 @@ def test_test_readings_are_compared_query_by_query(pair: tuple[TinyStudy, TinySt
     assert (test.split, test.collection) == ("test", "made")
 
 
-def test_p_values_are_corrected_over_all_pairs(pair: tuple[TinyStudy, TinyStudy]) -> None:
-    first, second = (view_of(study) for study in pair)
+def test_p_values_are_corrected_over_all_pairs(views: list[StudyView]) -> None:
+    first, second = views
     found = compare_studies([first, second, first])
     assert [c.name for c in found.columns] == ["tiny (1)", "other", "tiny (2)"]
     compared = [p for p in found.pairs if p.comparison is not None]
@@ -73,16 +78,26 @@ def test_p_values_are_corrected_over_all_pairs(pair: tuple[TinyStudy, TinyStudy]
         assert p.p_holm == pytest.approx(min(1.0, 2 * p.comparison.p_ttest))
 
 
-def test_what_does_not_share_queries_is_not_compared(pair: tuple[TinyStudy, TinyStudy], tmp_path: Path) -> None:
-    other = copy_study(pair[0], tmp_path / "other").change("study", to="elsewhere")
-    (tmp_path / "other" / "study.db").unlink()
-    make_beir(tmp_path / "other" / "made", seed=7, n_queries=5)
-    other.change("evaluation", "collections", to=[{"name": "made", "folder": "made"}])
-    finish(other)
-    found = compare_studies([view_of(pair[0]), view_of(other)])
-    assert found.pairs == ()
-    assert any("dev scores do not compare" in note for note in found.notes)
-    assert any("not comparable on made, test split" in note for note in found.notes)
+def with_readings(view: StudyView, **changed: Any) -> StudyView:
+    """The study as if its test readings had been others."""
+    return replace(view, readings=tuple(replace(r, scores=replace(r.scores, **changed)) for r in view.readings))
+
+
+def test_what_does_not_share_queries_is_not_compared(views: list[StudyView]) -> None:
+    first, second = views
+    elsewhere = tuple(f"q{i}" for i in range(8))
+    for changed, why in (
+        ({"query_ids": elsewhere}, "the queries are not the same (8 and 8, 0 in common)"),
+        ({"metric": "mrr@10"}, "scored by ndcg@10 and by mrr@10"),
+        ({"collection": "another"}, "no test split of a common collection"),
+    ):
+        found = compare_studies([first, with_readings(second, **changed)])
+        assert found.pairs == ()
+        assert any(why in note for note in found.notes), found.notes
+    recorded = json.loads(json.dumps(second.record.score_relevant))
+    recorded["evaluation"]["collections"]["made"]["content"] = "other texts"
+    moved = replace(second, record=replace(second.record, score_relevant=recorded))
+    assert any("dev scores do not compare: texts" in note for note in compare_studies([first, moved]).notes)
 
 
 def test_dev_scores_are_never_tested(grid_study: TinyStudy) -> None:
@@ -100,16 +115,18 @@ def test_the_command_prints_tables_json_and_a_page(
     assert said.code == 0
     assert "dev scores are selection scores" in said.out
     assert "tiny − other" in said.out
-    plain = mergesearch("compare", pair[0].file, pair[1].file, "-f", "json")
-    answer = json.loads(plain.out)
-    assert [s["study"] for s in answer["studies"]] == ["tiny", "other"]
-    assert answer["pairs"][0]["p_holm"] == answer["pairs"][0]["p_ttest"]
-    for width, dark in ((1280, False), (360, True)):
-        with offline_page(width=width, dark=dark) as opened:
-            opened.goto(out.as_uri())
-            check_alone(opened)
-            check_structure(opened)
-            check_contrast(opened)
-            check_width(opened)
-            check_keyboard(opened)
+    with offline_page(width=360, dark=True) as opened:
+        opened.goto(out.as_uri())
+        check_alone(opened)
+        check_structure(opened)
+        check_contrast(opened)
+        check_width(opened)
+        check_keyboard(opened)
     assert mergesearch("compare", pair[0].file).code == 2
+
+
+def test_a_comparison_is_plain_json(views: list[StudyView]) -> None:
+    answer = json.loads(json.dumps(compare_studies(views).to_dict()))
+    assert [s["study"] for s in answer["studies"]] == ["tiny", "other"]
+    assert [s["test"][0]["queries"] for s in answer["studies"]] == [8, 8]
+    assert answer["pairs"][0]["p_holm"] == answer["pairs"][0]["p_ttest"]

@@ -27,6 +27,7 @@ PAGES = [
     "docs/deploy.md",
     "docs/reliability.md",
     "docs/scale.md",
+    "docs/report.md",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergesearch.evaluation.collection import Collection
@@ -51,6 +51,7 @@ def shown_queries(
 ) -> tuple[Shown, ...]:
     """The queries with what is known of them; texts are missing where collections are."""
     by_name = {c.name: c for c in collections}
+    texts = _texts(collections, rows, examples)
     found = []
     for row in rows:
         collection = by_name.get(row.collection)
@@ -62,8 +63,8 @@ def shown_queries(
         after: tuple[Hit, ...] = ()
         if collection is not None and examples is not None:
             runs = [_run(scores, row) for scores in (examples.before, examples.after)]
-            before = _hits(collection, runs[0], runs[1], grades)
-            after = _hits(collection, runs[1], runs[0], grades)
+            before = _hits(runs[0], runs[1], grades, texts[collection.name])
+            after = _hits(runs[1], runs[0], grades, texts[collection.name])
         found.append(Shown(row, text, sum(g > 0 for g in grades.values()), before, after))
     return tuple(found)
 
@@ -73,14 +74,31 @@ def _run(scores: Sequence[CollectionScores], row: Query) -> list[str]:
     return [document for document, _ in run.get(row.id, ())]
 
 
-def _hits(collection: Collection, run: Sequence[str], other: Sequence[str], grades: dict[str, int]) -> tuple[Hit, ...]:
+def _texts(
+    collections: Sequence[Collection], rows: Sequence[Query], examples: Examples | None
+) -> dict[str, dict[str, str]]:
+    """By collection the texts of the documents that are shown; a corpus is gone through once."""
+    if examples is None:
+        return {}
+    wanted: dict[str, set[str]] = {c.name: set() for c in collections}
+    for row in rows:
+        for scores in (examples.before, examples.after):
+            wanted.setdefault(row.collection, set()).update(_run(scores, row)[:TOP])
+    return {
+        c.name: {d: text for d, text in zip(c.doc_ids, c.doc_texts, strict=True) if d in wanted[c.name]}
+        for c in collections
+    }
+
+
+def _hits(
+    run: Sequence[str], other: Sequence[str], grades: dict[str, int], texts: Mapping[str, str]
+) -> tuple[Hit, ...]:
     places = {document: rank for rank, document in enumerate(other, 1)}
-    rows = {document: i for i, document in enumerate(collection.doc_ids)} if run else {}
     return tuple(
         Hit(
             rank,
             readable(document, 80),
-            readable(collection.doc_texts[rows[document]], MOST_DOCUMENT),
+            readable(texts[document], MOST_DOCUMENT),
             grades.get(document),
             places.get(document),
         )

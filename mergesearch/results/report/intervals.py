@@ -10,7 +10,7 @@ from markupsafe import Markup
 from mergesearch.evaluation.significance import Comparison
 from mergesearch.results.report.marks import tag
 
-WIDTH, HEIGHT = 180, 22
+WIDTH, HEIGHT = 130, 22
 
 
 @dataclass(frozen=True)
