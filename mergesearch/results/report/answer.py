@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergesearch.results.evaluate import shown_p
-from mergesearch.results.report.cautions import ALPHA
+from mergesearch.results.report.cautions import ALPHA, sentence
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.view import StudyView
 
@@ -35,14 +35,14 @@ def answer(view: StudyView, tests: Sequence[HeldOut]) -> Answer:
     if choice is None:
         return Answer("Nothing has been scored yet.", "Run the study, then make the report again.", "open")
     if choice.verdict == "source":
-        return Answer(f"Keep {choice.label}.", f"No merge is better than luck explains: {choice.reason()}.", "bad")
+        return Answer(f"Keep {choice.label}.", sentence(choice.reason()), "bad")
     if choice.verdict == "unknown":
-        sentence = f"Trial {choice.number} scores highest, and nothing says that merging helped."
-        return Answer(sentence, f"{choice.reason().capitalize()}.", "open")
+        highest = f"Trial {choice.number} scores highest, and nothing says that merging helped."
+        return Answer(highest, sentence(choice.reason()), "open")
     if not tests:
-        sentence = f"The search recommends the merge of trial {choice.number}."
+        recommended = f"The search recommends the merge of trial {choice.number}."
         more = f"On the dev queries {choice.reason()}. Whether that holds on test queries is not known yet."
-        return Answer(sentence, more, "open")
+        return Answer(recommended, more, "open")
     return _tested(choice.number, [t for t in tests if t.split == tests[0].split])
 
 
@@ -66,17 +66,17 @@ def _tested(number: int, tests: Sequence[HeldOut]) -> Answer:
         names = " and ".join(dict.fromkeys(t.against for t in worse if t.p_holm < ALPHA))
         return Answer(f"The merge of trial {number} is worse than {names} on test queries.", plain.strip(), "bad")
     if clear:
-        sentence = f"The merge of trial {number} is better than every source alone."
+        better = f"The merge of trial {number} is better than every source alone."
         least = min(t.comparison.mean_difference for t in sources)
         p = shown_p(max(t.p_holm for t in sources))
         p = f"p {p}" if p.startswith("<") else f"p = {p}"
         more = (
             f"On test queries of {where} it gains {least:.4f} or more over each of them ({p} or less, Holm-corrected)."
         )
-        return Answer(sentence, more + plain, "good" if not plain else "open")
+        return Answer(better, more + plain, "good" if not plain else "open")
     if worse:
         names = " and ".join(dict.fromkeys(t.against for t in worse))
-        sentence = f"On test queries {names} scores higher than the merge of trial {number}."
-        return Answer(sentence, "The difference may be luck." + plain, "bad")
-    sentence = f"The merge of trial {number} scores higher than every source, but not clearly so."
-    return Answer(sentence, f"On test queries of {where} luck alone may explain a difference." + plain, "open")
+        lower = f"On test queries {names} scores higher than the merge of trial {number}."
+        return Answer(lower, "The difference may be luck." + plain, "bad")
+    unclear = f"The merge of trial {number} scores higher than every source, but not clearly so."
+    return Answer(unclear, f"On test queries of {where} luck alone may explain a difference." + plain, "open")

@@ -68,11 +68,10 @@ def _of_the_choice(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Cautio
         )
         yield Caution("No source to compare with", text, serious=True)
     elif choice.verdict == "source":
-        text = f"The highest merge is trial {choice.best_number}. {_sentence(choice.reason())}"
-        yield Caution("No merge beats the best source by more than luck", text, serious=True)
+        yield Caution("No merge beats the best source by more than luck", sentence(choice.reason()), serious=True)
     elif choice.gain_interval is not None and choice.gain_interval[0] <= 0:
         title = "The winner is within the noise of a source" + (" on dev queries" if tests else "")
-        yield Caution(title, _sentence(choice.reason()), serious=not tests)  # test queries say more
+        yield Caution(title, sentence(choice.reason()), serious=not tests)  # test queries say more
     uniform = view.uniform
     plain = uniform is not None and uniform.value is not None and uniform.number != choice.number
     if plain and uniform is not None and choice.verdict == "merge" and (uniform.value or 0.0) >= choice.expected:
@@ -90,6 +89,8 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             f"{view.study.parsed.path.name}` scores it, every source and the uniform average on the test split."
         )
         yield Caution("The test split was not read", text, serious=True)
+    merged = view.choice is not None and view.choice.verdict != "source"
+    what = "merge" if merged else "choice"
     for t in tests:
         for test in t.tests:
             c = test.comparison
@@ -97,9 +98,9 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             p = f"p {p}" if p.startswith("<") else f"p = {p}"
             numbers = f"{c.mean_difference:+.4f} ({p} after Holm's correction)".replace("-", "−")
             if c.mean_difference < 0 and test.p_holm < ALPHA:
-                title = f"On {t.split} queries of {t.scores.collection} the merge is worse than {test.against}"
+                title = f"On {t.split} queries of {t.scores.collection} the {what} is worse than {test.against}"
                 yield Caution(title, f"The difference is more than luck: {numbers}.", serious=True)
-            elif test.p_holm >= ALPHA:
+            elif test.p_holm >= ALPHA and merged:
                 title = f"No clear difference from {test.against} on {t.split} queries"
                 yield Caution(title, f"On {t.scores.collection} the merge gains {numbers}: luck alone may explain it.")
     times = times_read(view.readings)
@@ -203,7 +204,7 @@ def _of_trials(view: StudyView) -> Iterator[Caution]:
     if states["fail"]:
         reasons = Counter(t.failure or "no reason was recorded" for t in view.trials if t.state == "fail")
         (reason, times), *_ = reasons.most_common(1)
-        text = f"The commonest reason ({times} of {states['fail']}): {_sentence(reason)}"
+        text = f"The commonest reason ({times} of {states['fail']}): {sentence(reason)}"
         yield Caution(f"{states['fail']} of {n} trials failed", text, serious=2 * states["fail"] >= n)
     if states["pruned"]:
         text = "They could not win and were stopped before their last query, so their scores are estimates."
@@ -220,6 +221,7 @@ def _of_trials(view: StudyView) -> Iterator[Caution]:
             yield Caution("The study was gone on with under other versions", text)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """With a capital letter and a full stop."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")

@@ -13,11 +13,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mergesearch.results.choose import luck_in
 from mergesearch.results.evaluate import shown_p
 from mergesearch.results.figures import FIGURES
 from mergesearch.results.report.answer import answer
-from mergesearch.results.report.cautions import cautions
+from mergesearch.results.report.cautions import cautions, sentence
 from mergesearch.results.report.costs import costs, strategies
 from mergesearch.results.report.examples import Examples
 from mergesearch.results.report.held_out import HeldOut, mean_score
@@ -103,6 +102,7 @@ def render_report(
         cautions=cautions(view, tests, candidates),
         tests=[(t, Forest.of([x.comparison for x in t.tests])) for t in tests],
         test_mean=_test_mean(tests),
+        kept=None if view.choice is None or view.choice.verdict != "source" else view.choice.label,
         dev=_dev(view),
         parts=parts(view.study, view.chosen.recipe) if view.chosen is not None and view.chosen.recipe else (),
         strategies=strategies(view),
@@ -150,7 +150,7 @@ def _environment() -> Environment:
         many=_many,
         seconds=_seconds,
         at=lambda v: v.strftime("%Y-%m-%d %H:%M"),
-        luck=luck_in,
+        sentence=sentence,
     )
     return environment
 

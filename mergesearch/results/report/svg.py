@@ -122,7 +122,11 @@ class _Panel:
         for value, label in self._x.ticks:
             at = self._x(value)
             yield tag("path", d=f"M{at:.1f} {bottom}v4", class_="axis")
-            yield marks.text(at, bottom + 18, readable(label, room), anchor="middle")
+            words = readable(label, room)
+            beyond = at + 3.4 * len(words) > self._width
+            yield marks.text(
+                self._width - 1 if beyond else at, bottom + 18, words, anchor="end" if beyond else "middle"
+            )
         yield tag("path", d=f"M{left} {bottom}H{right}", class_="axis")
         if self._y_title:
             yield marks.text(2, 14, readable(self._y_title, self._width // 7), anchor="start", class_="name")
