@@ -125,7 +125,7 @@ def test_a_page_is_replaced_and_nothing_else_is(tiny: TinyStudy, store: StudySto
         write_report(parse_study(tiny.file), store, tmp_path / "nowhere" / "report.html", n_examples=0)
 
 
-@pytest.mark.parametrize("gone", ["domain", "collection", "changed"])
+@pytest.mark.parametrize("gone", ["domain", pytest.param("collection", marks=pytest.mark.slow), "changed"])
 def test_what_is_gone_is_said_and_the_rest_is_told(tiny: TinyStudy, page: Path, tmp_path: Path, gone: str) -> None:
     copied = copy_study(tiny, tmp_path / "copy")
     if gone == "changed":
