@@ -62,7 +62,7 @@ def best_together(names: Sequence[str], views: Sequence[StudyView]) -> go.Figure
                 x=[spent[t.number] for t, _ in steps],
                 y=[rounded(best) for _, best in steps],
                 mode="lines",
-                line={"shape": "hv", "color": _COLOURS[i % 7], "dash": _DASHES[i // 7 % 4], "width": 2.5},
+                line={"shape": "hv", "color": _COLOURS[i % 7], "dash": _DASHES[i % 4], "width": 2.5},
                 name=f"{name}: {found[-1][1]:.4f}",
             )
         )
