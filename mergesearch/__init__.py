@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from mergesearch.recipe import MergeRecipe
     from mergesearch.resolving import load_study
     from mergesearch.results.choose import choose
+    from mergesearch.results.comparing import compare_studies
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
     from mergesearch.results.mteb_tasks import evaluate_mteb
     from mergesearch.results.remake import merge_recipe
+    from mergesearch.results.report.write import write_report
     from mergesearch.results.view import StudyView, TrialView, read_view
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.store import StudyStore
@@ -28,6 +30,7 @@ _HOMES = {
     "StudyView": "mergesearch.results.view",
     "TrialView": "mergesearch.results.view",
     "choose": "mergesearch.results.choose",
+    "compare_studies": "mergesearch.results.comparing",
     "evaluate_folder": "mergesearch.results.evaluate",
     "evaluate_mteb": "mergesearch.results.mteb_tasks",
     "evaluate_study": "mergesearch.results.evaluate",
@@ -37,6 +40,7 @@ _HOMES = {
     "open_store": "mergesearch.session",
     "read_view": "mergesearch.results.view",
     "run_study": "mergesearch.session",
+    "write_report": "mergesearch.results.report.write",
 }
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "StudyView",
     "TrialView",
     "choose",
+    "compare_studies",
     "evaluate_folder",
     "evaluate_mteb",
     "evaluate_study",
@@ -55,6 +60,7 @@ __all__ = [
     "open_store",
     "read_view",
     "run_study",
+    "write_report",
 ]
 
 

@@ -17,6 +17,7 @@ from mergesearch.cli import (
     adapt,
     best,
     clean,
+    compare,
     control,
     dashboard,
     evaluate,
@@ -27,6 +28,7 @@ from mergesearch.cli import (
     methods,
     plan,
     quickstart,
+    report,
     run,
     status,
     studies,
@@ -49,6 +51,7 @@ INTERRUPTED = 130
   mergesearch validate studies/my.yaml   check a study file, its models and its data
   mergesearch run studies/my.yaml        run it, or go on with it
   mergesearch evaluate studies/my.yaml   the winner and every source on the test split
+  mergesearch report studies/my.yaml --out report.html   a page on what was found
   mergesearch export studies/my.yaml --out merged""",
     epilog="""\b
 Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 3 no trial has a score yet,
@@ -69,6 +72,8 @@ for module in (
     status,
     best,
     evaluate,
+    compare,
+    report,
     export,
     merge,
     import_mergekit,

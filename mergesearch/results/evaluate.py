@@ -6,7 +6,7 @@ This is the only code that reads a test split, and every reading of a study's te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mergesearch.evaluation.tables import ranx_scores
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import choose
 from mergesearch.results.recorded import check_unchanged
+from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.evaluator import (
@@ -280,17 +281,21 @@ def _final_metrics(scores: CollectionScores, qrels: Qrels) -> dict[str, float]:
 
 
 def _tests(winner: ModelScores, others: Sequence[ModelScores]) -> tuple[PairedTest, ...]:
-    """The winner against every other model, Holm-corrected within each collection; none for a single query."""
-    tests = []
+    """The winner against every other model, collection by collection."""
+    tests: list[PairedTest] = []
     for i, mine in enumerate(winner.result.collections):
-        if len(mine.query_ids) < 2:
-            continue
-        comparisons = [compare(mine.scores, o.result.collections[i].scores) for o in others]
-        corrected = holm([c.p_ttest for c in comparisons])
-        tests += [
-            PairedTest(mine.collection, o.label, c, p) for o, c, p in zip(others, comparisons, corrected, strict=True)
-        ]
+        tests += paired_tests(mine, {o.label: o.result.collections[i] for o in others})
     return tuple(tests)
+
+
+def paired_tests(winner: CollectionScores, others: Mapping[str, CollectionScores]) -> tuple[PairedTest, ...]:
+    """The winner against other models by label on one collection, Holm-corrected; none for a single query."""
+    if len(winner.query_ids) < 2:
+        return ()
+    comparisons = {label: compare(winner.scores, other.scores) for label, other in others.items()}
+    corrected = holm([c.p_ttest for c in comparisons.values()])
+    tested = zip(comparisons.items(), corrected, strict=True)
+    return tuple(PairedTest(winner.collection, label, c, p) for (label, c), p in tested)
 
 
 def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
@@ -305,13 +310,19 @@ def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
 
 
 def _readings(store: StudyStore) -> list[str]:
-    """A note on how often the test split was read: evaluations of the study, and of single folders."""
-    rows = [r for r in store.test_readings() if r.command.startswith(COMMAND)]
+    """A note on how often the test split was read, where it was more than once."""
+    times = times_read(store.test_readings())
+    if times < 2:
+        return []
+    return [f"this study's test split has now been read {times} times; each choice made on it wears it out"]
+
+
+def times_read(readings: Iterable[Reading]) -> int:
+    """How often test queries were looked at: evaluations of the study, and of single folders."""
+    rows = [r for r in readings if r.command.startswith(COMMAND)]
     times = 0
     for collection in {r.scores.collection for r in rows}:
         mine = [r for r in rows if r.scores.collection == collection]
         whole = Counter(r.subject for r in mine if r.command == COMMAND)  # every evaluation scores every source once
         times = max(times, max(whole.values(), default=0) + sum(r.command != COMMAND for r in mine))
-    if times < 2:
-        return []
-    return [f"this study's test split has now been read {times} times; each choice made on it wears it out"]
+    return times

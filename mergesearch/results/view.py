@@ -15,6 +15,7 @@ from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, Trial
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
 from mergesearch.search.importance import importances
+from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
 from mergesearch.storage.record import StudyRecord
 from mergesearch.study import Study
@@ -40,6 +41,8 @@ class TrialView:
         gpu_seconds: what workers were held for it, see `GPU_SECONDS_ATTR`.
         started, ended: by the coordinator's clock.
         failure: why it has no score.
+        anchor: it was enqueued (a source alone, the uniform average, a given point), and no strategy proposed it.
+        strategy: which one proposed it; empty for anchors.
     """
 
     number: int
@@ -60,6 +63,8 @@ class TrialView:
     started: datetime | None
     ended: datetime | None
     failure: str | None
+    anchor: bool = False
+    strategy: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,8 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 started=t.datetime_start,
                 ended=t.datetime_complete,
                 failure=attrs.get("failure"),
+                anchor="anchor" in attrs,
+                strategy=str(proposal_attrs(t).get("strategy", "")),
             )
         )
     try:

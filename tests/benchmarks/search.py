@@ -304,7 +304,7 @@ def budgets(setting: Setting, seeds: int, budget: int) -> tuple[str, dict[str, l
     return markdown(["strategy", *(f"{n} merges" for n in at)], rows) + f"\n{tokens:,} tokens a merge.\n", curves
 
 
-def tested(setting: Setting, budget: int) -> str:
+def held_out(setting: Setting, budget: int) -> str:
     """Test scores of what each strategy's study chose, and of plain maximisation."""
     rows: list[list[object]] = []
     for collection in SIX_ON[::-1]:
@@ -406,7 +406,7 @@ def main() -> None:
             if given.picture:
                 picture(curves, given.picture)
         elif part == "test":
-            print(tested(setting, min(given.budget, 15)))
+            print(held_out(setting, min(given.budget, 15)))
         else:
             parser.error(f"unknown part {part}")
 
