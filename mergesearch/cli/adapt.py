@@ -80,13 +80,13 @@ def command(
     `adapter_of: BASE`.
     """
     announce_loading()
-    from mergesearch.cli.progress import phase_bar
+    from mergesearch.cli.progress import phase_bars
     from mergesearch.training.adapters import AdapterSettings
     from mergesearch.training.knowledge import KnowledgeSettings, train_knowledge_adapter
 
     shape = AdapterSettings(kind=kind, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
     try:
-        with quiet_libraries(), phase_bar("reading") as reading, phase_bar("training") as progress:
+        with quiet_libraries(), phase_bars("reading", "training") as (reading, progress):
             made = train_knowledge_adapter(
                 model,
                 documents,

@@ -153,19 +153,31 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def phase_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar for one piece of work; yields a callback for (done, total), where a total of 0 is not known.
+    """A bar for one piece of work; yields a callback for (done, total), where a total of 0 is not known."""
+    with phase_bars(title, quiet=quiet) as (show,):
+        yield show
+
+
+@contextmanager
+def phase_bars(*titles: str, quiet: bool = False) -> Iterator[list[Callable[[int, int], None]]]:
+    """Bars for pieces of work that follow each other; yields a callback for each, as `phase_bar` does.
 
     What was done before the first call, by an earlier process, tells nothing about the time that is left.
     """
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
-        task = bars.add_task(title, total=None)
 
-        def show(done: int, total: int) -> None:
-            if bars.tasks[0].total is None:
-                bars.reset(task, completed=done, total=total or None)
-            else:
-                bars.update(task, completed=done, total=total)
+        def bar(title: str, *, alone: bool) -> Callable[[int, int], None]:
+            task = bars.add_task(title, total=None, visible=alone)
+            shown = bars.tasks[-1]
 
-        yield show
+            def show(done: int, total: int) -> None:
+                if shown.total is None:
+                    bars.reset(task, completed=done, total=total or None, visible=True)
+                else:
+                    bars.update(task, completed=done, total=total)
+
+            return show
+
+        yield [bar(title, alone=len(titles) == 1) for title in titles]

@@ -84,14 +84,14 @@ def command(
     Killed or interrupted, the same command goes on.
     """
     announce_loading()
-    from mergesearch.cli.progress import phase_bar
+    from mergesearch.cli.progress import phase_bars
     from mergesearch.training.adapters import AdapterSettings
     from mergesearch.training.expert import ExpertSettings, train_expert
 
     whole = kind == "none"
     shape = None if whole else AdapterSettings(kind=kind, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
     try:
-        with quiet_libraries(), phase_bar("mining") as preparing, phase_bar("training") as progress:
+        with quiet_libraries(), phase_bars("mining", "training") as (preparing, progress):
             made = train_expert(
                 model,
                 pairs,

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 60.0
 """Seconds of work that a kill may cost, about."""
 _ASKED = "asked.json"
-_WEIGHTS = "trained.safetensors"
+_WEIGHTS, _LOSSES = "trained.safetensors", "losses.json"
 _WHOLE = "whole"  # written last into a checkpoint: one without it is of a process that was killed while writing
 _KEPT = 2
-_LOSSES, _LOGGED_AT_MOST = 100, 50  # so many losses, or one in so many steps where that would be too far apart
+_POINTS = 100  # losses that are noted, about
 
 
 def work_folder(out: Path) -> Path:
@@ -86,16 +86,17 @@ def resumable(out: Path, asked: Mapping[str, Any], *, restart: bool = False) -> 
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         file = folder / _ASKED
-        if file.is_file():
-            if differences := _differences(json.loads(file.read_text(encoding="utf-8")), asked):
+        if file.is_file() and (differences := _differences(json.loads(file.read_text(encoding="utf-8")), asked)):
+            if any(folder.rglob(_WHOLE)):
                 raise MergesearchError(
                     f"the training of {out} was begun with other settings ({differences}). Give those again to go "
                     "on with it, another --out, or --restart to throw away what was done"
                 )
-        else:
-            draft = file.with_suffix(".draft")
-            draft.write_text(json.dumps(asked, indent=2), encoding="utf-8")
-            draft.rename(file)
+            shutil.rmtree(folder)  # it came no further than reading its data
+            folder.mkdir()
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+        draft.rename(file)
         yield folder
         if out.exists():
             shutil.rmtree(folder)
@@ -117,19 +118,40 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, Any]:
 
 
 class TrainedOnly:
-    """For a trainer: its checkpoints hold the parameters that are trained, and no others.
+    """For a trainer: its checkpoints hold the parameters that are trained, and the losses so far; nothing frozen.
 
     Put before a trainer among the bases of a class. What is frozen is read again from where it came from.
+
+    Attributes:
+        losses: `step`, and `loss` as the mean over `loss_every` steps up to it.
+        loss_every: steps between two entries of `losses`.
     """
 
     model: Any
+    losses: list[dict[str, float]]
+    loss_every: int
+    _running: Any = 0.0  # sum of losses since the last entry: a tensor on the device, which nobody waits for
+
+    def training_step(self, *positional: Any, **named: Any) -> torch.Tensor:
+        """The trainer's, summing up."""
+        loss: torch.Tensor = super().training_step(*positional, **named)  # type: ignore[misc]
+        self._running = self._running + loss.detach().float()
+        return loss
+
+    def note_loss(self, step: int) -> None:
+        """To be called after each optimizer step."""
+        if step % self.loss_every == 0:
+            self.losses.append({"step": step, "loss": float(self._running) / self.loss_every})
+            self._running = 0.0
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002 - the trainer's
         assert output_dir is not None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         # Copies: parameters that share memory cannot be written.
         trained = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
-        save_file(trained, Path(output_dir) / _WEIGHTS)
+        save_file(trained, folder / _WEIGHTS)
+        (folder / _LOSSES).write_text(json.dumps([self.losses, float(self._running)]), encoding="utf-8")
 
     def _load_from_checkpoint(self, checkpoint: str, *_: object) -> None:
         stored = load_file(Path(checkpoint) / _WEIGHTS)
@@ -137,6 +159,7 @@ class TrainedOnly:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(stored[name])
+        self.losses, self._running = json.loads((Path(checkpoint) / _LOSSES).read_text(encoding="utf-8"))
 
 
 def train_resumably(
@@ -155,24 +178,23 @@ def train_resumably(
         save_every_s: seconds between checkpoints; 0 writes one after each step.
 
     Returns:
-        Some hundred training losses: `step`, and `loss` as a mean over the few steps before it.
+        Some hundred training losses: `step`, and `loss` as the mean since the one before.
 
     Raises:
         MergesearchError: when the loss is not finite.
     """
     trainer.args.save_total_limit = _KEPT
-    trainer.args.logging_strategy = "steps"
-    trainer.args.logging_steps = min(_LOGGED_AT_MOST, max(1, trainer.args.max_steps // _LOSSES))
-    trainer.add_callback(_saving_callback(save_every_s))
+    trainer.losses, trainer.loss_every = [], max(1, trainer.args.max_steps // _POINTS)
+    trainer.add_callback(_saving_callback(trainer, save_every_s))
     newest = max(
         checkpoints.glob(f"checkpoint-*/{_WHOLE}"), key=lambda p: int(p.parent.name.split("-")[1]), default=None
     )
     harness.train(trainer, progress, resume_from=str(newest.parent) if newest else None)
-    logged = [{"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
-    return logged[:: max(1, len(logged) // _LOSSES)]
+    losses: list[dict[str, float]] = trainer.losses
+    return losses
 
 
-def _saving_callback(every_s: float) -> TrainerCallback:
+def _saving_callback(trainer: TrainedOnly, every_s: float) -> TrainerCallback:
     from transformers import TrainerCallback
 
     class _Save(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -180,9 +202,8 @@ def _saving_callback(every_s: float) -> TrainerCallback:
             self.saved_at = time.monotonic()
 
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            # Where a loss is logged, the sum that it is the mean of begins anew: none is lost with the process.
-            logged = state.global_step % state.logging_steps == 0
-            if logged and time.monotonic() - self.saved_at >= every_s and state.global_step < state.max_steps:
+            trainer.note_loss(state.global_step)
+            if time.monotonic() - self.saved_at >= every_s and state.global_step < state.max_steps:
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:

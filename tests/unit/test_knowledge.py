@@ -197,6 +197,15 @@ def test_other_settings_are_refused_and_named(bert: Path, documents: Path, tmp_p
         adapt(bert, documents, out, seed=2)
 
 
+def test_documents_that_could_not_be_read_may_be_mended(bert: Path, tmp_path: Path) -> None:
+    file = tmp_path / "documents.jsonl"
+    file.write_text('{"text": "a graph of words"}\n{"txt": 1}\n')
+    with pytest.raises(CollectionError, match=r"documents\.jsonl:2"):
+        adapt(bert, file, tmp_path / "out")
+    file.write_text('{"text": "a graph of words"}\n')
+    assert adapt(bert, file, tmp_path / "out", steps=2).documents == 1
+
+
 def test_two_processes_do_not_train_the_same_adapter(bert: Path, documents: Path, tmp_path: Path) -> None:
     with (tmp_path / ".out.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
