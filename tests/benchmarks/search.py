@@ -283,9 +283,8 @@ def methods(setting: Setting) -> str:
     return markdown(["space", "strategy", "5", "8", "15"], rows)
 
 
-def budgets(setting: Setting, seeds: int, budget: int) -> tuple[str, dict[str, list[float]]]:
+def budgets(setting: Setting, collection: str, seeds: int, budget: int) -> tuple[str, dict[str, list[float]]]:
     """All strategies on six coefficients: median best dev score at equal numbers of evaluated merges."""
-    collection = SIX_ON[0]
     key = f"six-{collection}"
     at = [n for n in (8, 10, 15, 25, 50) if n <= budget]
     rows: list[list[object]] = []
@@ -383,7 +382,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=100, help="merges for TPE in `six`")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast where the CPU has it")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--on", nargs="+", default=SIX_ON[:1], choices=SIX_ON, help="collections for `budget`")
+    parser.add_argument("--picture", type=Path, help="of `budget` on the last of them")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     given.cache.mkdir(parents=True, exist_ok=True)
@@ -401,8 +401,9 @@ def main() -> None:
         elif part == "methods":
             print(methods(setting))
         elif part == "budget":
-            table, curves = budgets(setting, given.seeds, min(given.budget, 50))
-            print(table)
+            for collection in given.on:
+                table, curves = budgets(setting, collection, given.seeds, min(given.budget, 50))
+                print(f"{collection}\n\n{table}")
             if given.picture:
                 picture(curves, given.picture)
         elif part == "test":
