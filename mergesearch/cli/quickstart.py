@@ -63,6 +63,7 @@ def _show(report: Report, seconds: float) -> None:
     phases = ", ".join(f"{name} {s:.0f} s" for name, s in report.seconds.items())
     click.echo(f"time: {phases}; this call {seconds:.0f} s")
     click.echo(f"exported: {report.exported}")
+    click.echo(f"page to look at: {report.page}")
     program = "mergesearch" if shutil.which("mergesearch") else os.path.relpath(sys.argv[0])
     python = "python" if program == "mergesearch" else os.path.relpath(sys.executable)
     click.echo(f"""

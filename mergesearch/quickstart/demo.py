@@ -25,6 +25,7 @@ from mergesearch.resolving import load_study
 from mergesearch.results.choose import choose
 from mergesearch.results.evaluate import evaluate_study
 from mergesearch.results.export import RECIPE_FILE, export_merge
+from mergesearch.results.report.write import write_report
 from mergesearch.session import open_store, run_study
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import locate
@@ -72,6 +73,7 @@ class Report:
         notes: what to know about them.
         exported: where the chosen merge was exported to, and its scores, in words.
         model: the exported folder.
+        page: the report as a page to look at.
         seconds: per phase, when it was done.
     """
 
@@ -82,11 +84,12 @@ class Report:
     notes: list[str]
     exported: str
     model: str
+    page: str
     seconds: dict[str, float]
 
 
 def run_quickstart(folder: Path, reporter: Reporter, *, trials: int = TRIALS) -> Report:
-    """Build the collection, train the expert, run the study, evaluate on test, export.
+    """Build the collection, train the expert, run the study, evaluate on test, export, write the page.
 
     A finished quickstart is not done again: its report comes back as it was written.
 
@@ -125,13 +128,20 @@ def run_quickstart(folder: Path, reporter: Reporter, *, trials: int = TRIALS) ->
         fingerprint = store.recipe(choice.number).fingerprint
         out = folder / "merged"
         done = _read(folder / "report.json")
-        if done and done["fingerprint"] == fingerprint == (_read(out / RECIPE_FILE) or {}).get("fingerprint"):
+        if (
+            done
+            and "page" in done
+            and done["fingerprint"] == fingerprint == (_read(out / RECIPE_FILE) or {}).get("fingerprint")
+        ):
             reporter.note("finished before; what was found then:")
             return Report(**done)
         with phase("test", "test split: sources, uniform average, chosen merge") as progress:
             test = evaluate_study(study, store, progress=progress)
         with phase("export", "export, re-load, re-score") as progress:
             exported = export_merge(study, store, out, force=(out / RECIPE_FILE).is_file(), progress=progress)
+        page = folder / "report.html"
+        with phase("page", "page with queries and their documents before and after") as progress:
+            write_report(study.parsed, store, page, progress=progress)
     report = Report(
         study_file=str(study_file),
         fingerprint=fingerprint,
@@ -141,6 +151,7 @@ def run_quickstart(folder: Path, reporter: Reporter, *, trials: int = TRIALS) ->
         exported=f"{out} (dev {exported.metric} {exported.recorded:.4f} recorded, {exported.rescored:.4f} re-scored "
         "from the saved files)",
         model=str(out),
+        page=str(page),
         seconds=seconds,
     )
     (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
