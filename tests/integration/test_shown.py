@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -16,7 +17,7 @@ from mergesearch.errors import StorageError
 from mergesearch.listener import Listener
 from mergesearch.results import keeper as keeping
 from mergesearch.results.keeper import Keeper
-from mergesearch.results.notes import code, escape, trial_notes
+from mergesearch.results.notes import code, escape, study_note, trial_notes
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.shown import MARKER, digest, with_ours
 from mergesearch.storage.store import StudyStore
@@ -225,6 +226,16 @@ def test_a_run_is_not_lost_for_want_of_a_note(
     assert "notes and figures were not saved" in caplog.text
 
 
+def test_the_name_of_a_split_is_no_html(view: StudyView) -> None:
+    """optuna-dashboard renders what HTML there is in a note."""
+    harm = "<img src=x onerror=alert(1)>"
+    made = (replace(view.study.collections[0], split=harm),)
+    note = study_note(replace(view, study=replace(view.study, collections=made)))
+    assert harm not in note
+    assert escape(harm) in note
+
+
 def test_names_are_no_markdown() -> None:
     assert code("a|b`c*\nd") == r"`a\|b'c* d`"
+    assert code(r"a\|<img>") == "`a¦<img>`"
     assert escape("<b>*[x](y)*\n# |") == r"\<b\>\*\[x\](y)\*" + r" \# \|"
