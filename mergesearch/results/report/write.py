@@ -129,7 +129,7 @@ def write_page(out: Path, text: str) -> None:
 
 
 def _relative(text: str, parsed: ParsedStudy) -> str:
-    """Places as they lie to the study file: pages are handed on, and where somebody's files lie is nobody's business."""
+    """Without the folders in which somebody's files lie: pages are handed on."""
     folder = parsed.folder.resolve()
     return text.replace(f"{folder}{os.sep}", "").replace(f"{Path.home()}{os.sep}", f"~{os.sep}")
 
