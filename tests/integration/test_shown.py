@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
+import plotly.graph_objects as go
 import pytest
 from optuna_dashboard import get_note, save_note
 
@@ -118,6 +120,25 @@ def keep(study: Study, store: StudyStore) -> None:
     keeper = Keeper(study, store)
     keeper.finished(0, "", store.scored()[0][1], new_best=False)
     keeper.keep()
+
+
+def test_a_note_that_is_saved_meanwhile_stays(own: TinyStudy) -> None:
+    with open_store(load_study(own.file)) as store, open_store_to_read(own) as other:
+        saving = threading.Thread(target=save_note, args=(other.study, "Mine."))
+
+        class Slow(go.Figure):
+            def to_json(self, *args: object, **kwargs: object) -> str:
+                saving.start()
+                saving.join(2)
+                return str(super().to_json(*args, **kwargs))
+
+        store.keep_shown("ours", {}, {"slow": Slow()})
+        saving.join()
+        assert "Mine." in get_note(store.study)
+
+
+def open_store_to_read(own: TinyStudy) -> StudyStore:
+    return StudyStore.open(own.storage, "tiny", None, exclusive=False)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
