@@ -39,6 +39,8 @@ RUN_DEPTH = 100
 """Documents per query that these metrics look at."""
 COMMAND = "evaluate"
 """What readings of a test split are recorded under."""
+CHOSEN, HIGHEST = "chosen (trial ", "highest on dev (trial "
+"""How the subjects of readings begin that are trials; then comes the number. A source may have any name."""
 Table = tuple[str, list[str], list[tuple[Any, ...]]]
 """Title, headers, rows."""
 Qrels = Mapping[str, Mapping[str, int]]
@@ -154,8 +156,8 @@ def evaluate_study(
     choice = choose(study, store)
     recipes = _recipes(study)
     if choice.best_number != choice.number:
-        recipes[f"highest on dev (trial {choice.best_number})"] = store.recipe(choice.best_number)
-    recipes[f"chosen (trial {choice.number})"] = store.recipe(choice.number)
+        recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
+    recipes[f"{CHOSEN}{choice.number})"] = store.recipe(choice.number)
     evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=_specs(study, split), racing=None))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
     scored, weights = _score(evaluator, recipes, progress)

@@ -50,7 +50,7 @@ def study_note(view: StudyView) -> str:
         _table(
             ["collection", "split", "queries", "documents", "weight"],
             [
-                [code(c.name), c.split, f"{len(c.query_ids):,}", f"{len(c.doc_ids):,}", f"{spec.weight:g}"]
+                [code(c.name), escape(c.split), f"{len(c.query_ids):,}", f"{len(c.doc_ids):,}", f"{spec.weight:g}"]
                 for c, spec in zip(study.collections, study.collection_specs(), strict=True)
             ],
         ),
@@ -80,7 +80,7 @@ def trial_notes(view: StudyView) -> dict[int, str]:
 def recipe_table(view: StudyView, recipe: MergeRecipe) -> str:
     """The groups of a recipe with what they cover and their coefficients, as a Markdown table."""
     rows = [
-        [code(group.name), span(group.places), escape(words)]
+        [code(group.name), escape(span(group.places)), escape(words)]
         for group in recipe.groups
         for words in coefficient_words(view, recipe, group.coefficients, group.copy_from)
     ]
@@ -105,8 +105,11 @@ def coefficient_words(
 
 
 def code(text: str) -> str:
-    """A name as it is, whatever Markdown would make of it, also inside a table."""
-    plain = " ".join(text.split()).replace("`", "'").replace("|", "\\|")
+    """A name as it is, whatever Markdown would make of it, also inside a table.
+
+    But for a backslash before a bar: that would end the cell, and the rest of the name would be Markdown and HTML.
+    """
+    plain = " ".join(text.split()).replace("`", "'").replace("\\|", "¦").replace("|", "\\|")
     return f"`{plain}`" if plain else ""
 
 

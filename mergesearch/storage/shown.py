@@ -36,6 +36,8 @@ def write_shown(session: Session, study_id: int, notes: Mapping[int | None, str]
 
     table = study_system_attributes
     ours = sa.or_(table.c.key.startswith("dashboard:"), table.c.key.startswith(WRITTEN_KEY))
+    if session.get_bind().dialect.name == "sqlite":  # locks the file: a note saved from here on would be overwritten
+        session.execute(sa.update(table).where(sa.false()).values(value_json=""))
     rows = session.execute(sa.select(table.c.key, table.c.value_json).where(table.c.study_id == study_id, ours))
     kept = _Kept({row.key: json.loads(row.value_json) for row in rows})
     before = dict(kept.attributes)

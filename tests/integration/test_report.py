@@ -125,11 +125,18 @@ def test_a_page_is_replaced_and_nothing_else_is(tiny: TinyStudy, store: StudySto
         write_report(parse_study(tiny.file), store, tmp_path / "nowhere" / "report.html", n_examples=0)
 
 
-@pytest.mark.parametrize("gone", ["domain", pytest.param("collection", marks=pytest.mark.slow), "changed"])
+@pytest.mark.parametrize(
+    "gone", ["domain", pytest.param("collection", marks=pytest.mark.slow), "changed", "queries changed"]
+)
 def test_what_is_gone_is_said_and_the_rest_is_told(tiny: TinyStudy, page: Path, tmp_path: Path, gone: str) -> None:
     copied = copy_study(tiny, tmp_path / "copy")
     if gone == "changed":
         shutil.copytree(copied.folder / "retriever", copied.folder / "domain", dirs_exist_ok=True)
+    elif gone == "queries changed":
+        judged = copied.folder / "collection" / "qrels" / "dev.tsv"
+        head, *lines = judged.read_text(encoding="utf-8").splitlines()
+        kept = {line.split("\t")[0] for line in lines[:1]}
+        judged.write_text("\n".join([head, *(n for n in lines if n.split("\t")[0] in kept)]) + "\n", encoding="utf-8")
     else:
         shutil.rmtree(copied.folder / gone)
     said = mergesearch("report", copied.file, "--out", tmp_path / "report.html")
@@ -137,6 +144,7 @@ def test_what_is_gone_is_said_and_the_rest_is_told(tiny: TinyStudy, page: Path, 
     assert "Told from the database alone" in said.err
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Told from the database alone" in text
+    assert str(copied.folder) not in re.search("Told from the database alone.*?</p>", text, re.DOTALL).group()  # type: ignore[union-attr]
     with (
         StudyStore.open(copied.storage, "tiny", None, exclusive=False) as store,
         StudyStore.open(tiny.storage, "tiny", None, exclusive=False) as whole,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
+import plotly.graph_objects as go
 import pytest
 from optuna_dashboard import get_note, save_note
 
@@ -16,7 +19,7 @@ from mergesearch.errors import StorageError
 from mergesearch.listener import Listener
 from mergesearch.results import keeper as keeping
 from mergesearch.results.keeper import Keeper
-from mergesearch.results.notes import code, escape, trial_notes
+from mergesearch.results.notes import code, escape, study_note, trial_notes
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.shown import MARKER, digest, with_ours
 from mergesearch.storage.store import StudyStore
@@ -117,6 +120,25 @@ def keep(study: Study, store: StudyStore) -> None:
     keeper = Keeper(study, store)
     keeper.finished(0, "", store.scored()[0][1], new_best=False)
     keeper.keep()
+
+
+def test_a_note_that_is_saved_meanwhile_stays(own: TinyStudy) -> None:
+    with open_store(load_study(own.file)) as store, open_store_to_read(own) as other:
+        saving = threading.Thread(target=save_note, args=(other.study, "Mine."))
+
+        class Slow(go.Figure):
+            def to_json(self, *args: object, **kwargs: object) -> str:
+                saving.start()
+                saving.join(2)
+                return str(super().to_json(*args, **kwargs))
+
+        store.keep_shown("ours", {}, {"slow": Slow()})
+        saving.join()
+        assert "Mine." in get_note(store.study)
+
+
+def open_store_to_read(own: TinyStudy) -> StudyStore:
+    return StudyStore.open(own.storage, "tiny", None, exclusive=False)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -225,6 +247,16 @@ def test_a_run_is_not_lost_for_want_of_a_note(
     assert "notes and figures were not saved" in caplog.text
 
 
+def test_the_name_of_a_split_is_no_html(view: StudyView) -> None:
+    """optuna-dashboard renders what HTML there is in a note."""
+    harm = "<img src=x onerror=alert(1)>"
+    made = (replace(view.study.collections[0], split=harm),)
+    note = study_note(replace(view, study=replace(view.study, collections=made)))
+    assert harm not in note
+    assert escape(harm) in note
+
+
 def test_names_are_no_markdown() -> None:
     assert code("a|b`c*\nd") == r"`a\|b'c* d`"
+    assert code(r"a\|<img>") == "`a¦<img>`"
     assert escape("<b>*[x](y)*\n# |") == r"\<b\>\*\[x\](y)\*" + r" \# \|"

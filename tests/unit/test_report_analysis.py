@@ -18,12 +18,13 @@ from mergesearch.results.evaluate import PairedTest, paired_tests
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, elapsed, strategies
-from mergesearch.results.report.held_out import HeldOut, mean_score
+from mergesearch.results.report.held_out import HeldOut, held_out, mean_score
 from mergesearch.results.report.queries import queries
 from mergesearch.results.report.recipes import parts
 from mergesearch.results.report.stability import stability
 from mergesearch.results.report.text import REPLACED, readable
 from mergesearch.results.view import StudyView, TrialView, read_view
+from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
 from tests.tiny_studies import TinyStudy
 
@@ -119,7 +120,23 @@ def test_time_with_a_trial_running_is_the_union_of_the_spans(
     seconds = {second for start, length in spans for second in range(start, start + length)}
     trials = [
         TrialView(
-            i, "complete", "", {}, None, None, None, None, None, None, False, 0, {}, 0.0, *_times(start, length), None
+            i,
+            "complete",
+            "",
+            {},
+            None,
+            None,
+            None,
+            None,
+            "",
+            None,
+            None,
+            False,
+            0,
+            {},
+            0.0,
+            *_times(start, length),
+            None,
         )
         for i, (start, length) in enumerate(spans)
     ]
@@ -181,7 +198,6 @@ def reading(**differences: tuple[float, float]) -> HeldOut:
         ({"a_alone": (0.05, 0.001), "b_alone": (0.01, 0.4)}, "open", "not clearly so"),
         ({"a_alone": (0.05, 0.001), "b_alone": (-0.01, 0.4)}, "bad", "b alone scores higher"),
         ({"a_alone": (-0.05, 0.001)}, "bad", "worse than a alone"),
-        ({"uniform_average": (0.03, 0.02)}, "open", "same as a source"),
     ],
 )
 def test_the_headline_says_what_the_tests_found(
@@ -192,6 +208,42 @@ def test_the_headline_says_what_the_tests_found(
     found = answer(merged, [reading(**differences)])
     assert found.tone == tone
     assert words in found.sentence
+
+
+def test_what_was_not_tested_is_not_called_the_same(view: StudyView) -> None:
+    assert view.choice is not None
+    merged = replace(view, choice=replace(view.choice, verdict="merge"))
+    one = HeldOut("test", scores([0.9]), {"a alone": scores([0.1])}, (), (), START, 1)
+    assert "too few test queries" in answer(merged, [one]).sentence
+    same = replace(reading(uniform_average=(0.03, 0.02)), same=("a alone",))
+    assert "same as a source" in answer(merged, [same]).sentence
+
+
+def test_the_choice_is_compared_with_what_is_to_be_compared_now(view: StudyView) -> None:
+    """Not with what was highest before the study went on, and with every source, whatever its name is."""
+    rng = np.random.default_rng(0)
+    assert view.chosen is not None
+    assert view.highest is not None
+    chosen = view.chosen.fingerprint
+    seen = {
+        "retriever alone": "1",
+        "chosen one alone": "2",
+        "highest on dev (trial 77)": "3",
+        "chosen (trial 78)": "4",
+        f"chosen (trial {view.chosen.number})": chosen,
+    }
+    if view.highest is not view.chosen:
+        seen[f"highest on dev (trial {view.highest.number})"] = view.highest.fingerprint
+    readings = tuple(
+        Reading(subject, fingerprint, "evaluate", "test", scores(rng.random(30).tolist()), START)
+        for subject, fingerprint in seen.items()
+    )
+    (found,) = held_out(replace(view, readings=readings))
+    assert set(found.others) == seen.keys() - {
+        "highest on dev (trial 77)",
+        "chosen (trial 78)",
+        f"chosen (trial {view.chosen.number})",
+    }
 
 
 def test_without_test_scores_nothing_is_promised(view: StudyView) -> None:

@@ -59,6 +59,9 @@ def _tested(number: int, tests: Sequence[HeldOut]) -> Answer:
         plain = " It is not clearly different from plain averaging, which needs no search."
     worse = [t for t in sources if t.comparison.mean_difference < 0]
     clear = all(t.comparison.mean_difference > 0 and t.p_holm < ALPHA for t in sources)
+    if not sources and not any(read.same for read in tests):
+        few = f"The merge of trial {number} was read on too few test queries to compare it with a source."
+        return Answer(few, f"A paired test on {where} needs two or more." + plain, "open")
     if not sources:
         same = f"The merge of trial {number} scores the same as a source on {where}."
         return Answer(same, "Nothing is left to test." + plain, "open")

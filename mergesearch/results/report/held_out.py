@@ -10,7 +10,7 @@ import numpy as np
 
 from mergesearch.evaluation.resampling import bootstrap_weights, plain_weights
 from mergesearch.evaluation.result import CollectionScores
-from mergesearch.results.evaluate import COMMAND, PairedTest, paired_tests
+from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST, PairedTest, paired_tests
 from mergesearch.results.view import StudyView
 from mergesearch.storage.reader import Reading
 
@@ -53,15 +53,18 @@ class Mean:
 def held_out(view: StudyView) -> tuple[HeldOut, ...]:
     """By split and collection, the newest reading of the chosen merge and of every other subject.
 
-    Only whole evaluations count, which score every source with the chosen merge; single folders do not.
+    Only whole evaluations count, which score every source with the chosen merge; single folders do not, and neither
+    do merges that were highest on dev when the split was read and are so no longer: nobody asks of them now, and every
+    further comparison makes the corrected p-values of the others larger.
     """
     if view.chosen is None or view.chosen.recipe is None:
         return ()
     fingerprint = view.chosen.recipe.fingerprint
+    highest = view.highest.fingerprint if view.highest is not None else ""
     rows = [r for r in view.readings if r.command == COMMAND]
     mine: dict[tuple[str, str, str], list[Reading]] = {}
     for r in rows:
-        if r.fingerprint == fingerprint and r.subject.startswith("chosen"):
+        if r.fingerprint == fingerprint and r.subject.startswith(CHOSEN):
             mine.setdefault((r.split, r.scores.collection, r.scores.metric), []).append(r)
     found = []
     for (split, collection, metric), readings in mine.items():
@@ -72,7 +75,8 @@ def held_out(view: StudyView) -> tuple[HeldOut, ...]:
             if (r.split, r.scores.collection, r.scores.metric) == (split, collection, metric)
             and r.scores.query_ids == newest.scores.query_ids
             and r.fingerprint != fingerprint
-            and not r.subject.startswith("chosen")
+            and not r.subject.startswith(CHOSEN)
+            and (r.fingerprint == highest or not r.subject.startswith(HIGHEST))
         }
         same = tuple(label for label, o in others.items() if np.array_equal(o.scores, newest.scores.scores))
         different = {label: o for label, o in others.items() if label not in same}

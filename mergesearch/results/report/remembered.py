@@ -7,7 +7,7 @@ place of the model alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,17 @@ def remembered_study(parsed: ParsedStudy, store: StudyReader) -> Study | None:
     }
     measured = given_measurements(parsed) or _measured([r for r, _ in store.scored().values()], set(method.measured))
     return Study(
-        parsed, folders, checkpoints, layout, None, method, groups, space, _collections(parsed), None, measured
+        parsed,
+        folders,
+        checkpoints,
+        layout,
+        None,
+        method,
+        groups,
+        space,
+        _collections(parsed, recorded),
+        None,
+        measured,
     )
 
 
@@ -91,12 +101,15 @@ def _measured(recipes: list[MergeRecipe], names: set[str]) -> dict[str, dict[str
     return {}
 
 
-def _collections(parsed: ParsedStudy) -> tuple[Collection, ...]:
-    """Those that are still there."""
+def _collections(parsed: ParsedStudy, recorded: Mapping[str, Any]) -> tuple[Collection, ...]:
+    """Those that are still there, and as they were: other texts are not what was scored."""
+    then = recorded["evaluation"]["collections"]
     found = []
     for spec in collection_specs(parsed):
         try:
-            found.append(spec.load())
+            collection = spec.load()
         except (CollectionError, OSError):
             continue
+        if collection.content_hash == then.get(spec.name, {}).get("content"):
+            found.append(collection)
     return tuple(found)

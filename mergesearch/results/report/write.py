@@ -63,6 +63,7 @@ def write_report(
         why = missing
     elif n_examples:
         examples, why = _examples(view, store, progress)
+        why = _relative(why, parsed)
     tests = held_out(view)
     write_page(out, render_report(view, tests, examples=examples, n_examples=n_examples, why=why))
     return Written(answer(view, tests).sentence, why)
@@ -83,7 +84,8 @@ def view_of(parsed: ParsedStudy, store: StudyStore) -> tuple[StudyView, str]:
         remembered = remembered_study(parsed, store)
         if remembered is None:
             raise
-        return read_view(remembered, store), f"Told from the database alone, not from models and texts: {error}"
+        why = f"Told from the database alone, not from models and texts: {error}"
+        return read_view(remembered, store), _relative(why, parsed)
 
 
 def check_page(out: Path) -> None:
@@ -124,6 +126,12 @@ def write_page(out: Path, text: str) -> None:
         if partial:
             Path(partial).unlink(missing_ok=True)
         raise ReportError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _relative(text: str, parsed: ParsedStudy) -> str:
+    """Without the folders in which somebody's files lie: pages are handed on."""
+    folder = parsed.folder.resolve()
+    return text.replace(f"{folder}{os.sep}", "").replace(f"{Path.home()}{os.sep}", f"~{os.sep}")
 
 
 def _umask() -> int:
