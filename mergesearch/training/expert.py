@@ -15,7 +15,7 @@ import torch
 
 from mergesearch.errors import CollectionError, MergesearchError, Problem, SourceError
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.sources.config import load_config
+from mergesearch.sources.config import load_config, refuse_foreign_modules
 from mergesearch.sources.layout import build_skeleton
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.training import harness
@@ -264,6 +264,7 @@ def _prepare(model: str, settings: ExpertSettings, device: str) -> _Prepared:
 def _load(folder: Path, dtype: torch.dtype, device: str, max_length: int) -> Any:
     from sentence_transformers import SentenceTransformer
 
+    refuse_foreign_modules(folder)
     model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype})
     model.max_seq_length = max_length
     return model
