@@ -78,7 +78,7 @@ def merge_recipe(
     """
     found = read_provenance(file)
     recipe = MergeRecipe.from_dict(found["recipe"])
-    here = _Sources(recipe, sources or {}, _adapter_bases(found), frozenset(trusted))
+    here = _Sources(recipe, sources or {}, found.get("sources", {}), frozenset(trusted))
     check_destination(out, force=force, needed=[*here.folders.values(), *here.adapters.values()])
     on = {"device": "cpu", "threads": torch.get_num_threads(), **found.get("made_on", {})}
     on["device"] = device or on["device"]
@@ -183,10 +183,18 @@ def _check_device(device: str) -> None:
         )
 
 
-def _adapter_bases(found: Mapping[str, Any]) -> dict[str, str]:
+def _adapter_bases(described: Mapping[str, Any]) -> dict[str, str]:
     """Adapter to the source that is its base, where that is a source."""
-    described = found.get("sources", {})
     return {name: s["base"]["source"] for name, s in described.items() if (s.get("base") or {}).get("source")}
+
+
+def _lay_in_a_folder(described: Mapping[str, Any] | None) -> bool:
+    """Whether the export says that a source was not of the hub."""
+    return described is not None and described.get("hub", "") is None
+
+
+def _is_no_place(location: str) -> bool:
+    return not location.startswith("package:") and not Path(location).expanduser().is_dir()
 
 
 class _Sources:
@@ -197,18 +205,23 @@ class _Sources:
     """
 
     def __init__(
-        self, recipe: MergeRecipe, moved: Mapping[str, str], bases: Mapping[str, str], trusted: frozenset[str]
+        self, recipe: MergeRecipe, moved: Mapping[str, str], described: Mapping[str, Any], trusted: frozenset[str]
     ) -> None:
         self.recipe, self.trusted = recipe, trusted
         self.located: dict[str, Path] = {}
         self.folders: dict[str, Path] = {}
         self.adapters: dict[str, Path] = {}
         self.checkpoints: dict[str, Checkpoint] = {}
+        bases = _adapter_bases(described)
         names = [ref.name for ref in recipe.sources]
         problems = [unknown("source", name, names) for name in (*moved, *trusted) if name not in names]
         for ref in recipe.sources:
             where = moved.get(ref.name, ref.location)
             hint = "" if ref.name in moved else f" Say where it lies now: --source {ref.name}=FOLDER."
+            if ref.name not in moved and _lay_in_a_folder(described.get(ref.name)) and _is_no_place(where):
+                # The hub is not asked: what has the same name there is somebody else's.
+                problems.append(f"source {ref.name!r} lay in a folder, and there is no {where!r} here.{hint}")
+                continue
             try:
                 commit = ref.revision if where == ref.location and not Path(where).expanduser().is_dir() else None
                 self.located[ref.name] = locate(where, revision=commit)

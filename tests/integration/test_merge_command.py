@@ -91,13 +91,14 @@ def test_a_recipe_alone_will_do(merged: Path, tmp_path: Path) -> None:
 def test_sources_that_moved_are_named(merged: Path, tiny: TinyStudy, tmp_path: Path) -> None:
     found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
     for ref in found["recipe"]["sources"]:
-        ref["location"] = f"./{ref['name']}-is-not-here"
+        ref["location"] = f"models/{ref['name']}-is-not-here"  # it might be on the hub, and somebody else's
     file = tmp_path / "gone.json"
     file.write_text(json.dumps(found), encoding="utf-8")
     refused = mergesearch("merge", file, "--out", tmp_path / "again")
     assert refused.code == 6
     assert "--source retriever=FOLDER" in refused.err
     assert "--source domain=FOLDER" in refused.err
+    assert "hub" not in refused.err
     moved = {name: str(tiny.folder / name) for name in ("retriever", "domain")}
     assert merge_recipe(file, tmp_path / "again", sources=moved).same
     for arguments, said in (
