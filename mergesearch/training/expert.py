@@ -209,6 +209,7 @@ class _Prepared:
             "kind": "expert",
             "base": self.location,
             "base_sha256": self.checkpoint.content_hash,
+            "base_settings_sha256": harness.settings_hash(self.folder),
             "pairs_sha256": [pairs.collection.content_hash for pairs in read],
             "negatives_sha256": [harness.text_hash(text) for text in given],
             "miner_sha256": self.miner and Checkpoint.open("miner", self.miner).content_hash,
