@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergesearch.errors import EvaluationError, SourceError
+from mergesearch.sources.config import refuse_foreign_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +28,16 @@ ATTENTION = ("sdpa", "flash_attention_2", "eager")
 
 
 def load(folder: Path, dtype: torch.dtype, device: str, trust_remote_code: bool) -> Any:
-    """The `SentenceTransformer`, in `dtype` from the start, ready for inference."""
+    """The `SentenceTransformer`, in `dtype` from the start, ready for inference.
+
+    Raises:
+        SourceError: it does not load, or needs code that is not trusted.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Transformer
 
+    if not trust_remote_code:
+        refuse_foreign_modules(folder)
     try:
         # Weights that the checkpoint lacks (an unused pooler) are drawn at random: the same ones each time.
         with torch.random.fork_rng(devices=[]), no_progress_bar():

@@ -305,7 +305,8 @@ def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
     searched = {text for c in study.collections for text in c.query_texts}
     found = [(c, sum(text in searched for text in c.query_texts)) for c in collections]
     return [
-        f"{n} of {len(c.query_texts)} test queries of {c.name} are dev queries, too: they were searched on"
+        f"{n} of {len(c.query_texts)} test queries of {c.name} are dev queries, too: they were searched on, and "
+        "exports do not tell such scores as test scores"
         for c, n in found
         if n
     ]

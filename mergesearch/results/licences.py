@@ -15,9 +15,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mergesearch.results.folder import RECIPE_FILE
+
 _TEXTS = {
     "apache-2.0": r"Apache License\s+Version 2\.0",
-    "mit": r"Permission is hereby granted, free of charge, to any person obtaining a copy",
+    "mit": r"(?s)\A(?!.*[Mm]odified MIT).*?hereby granted, free of charge, to any person obtaining a copy",
     "gpl-3.0": r"GNU GENERAL PUBLIC LICENSE\s+Version 3",
     "agpl-3.0": r"GNU AFFERO GENERAL PUBLIC LICENSE\s+Version 3",
     "lgpl-3.0": r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 3",
@@ -46,6 +48,11 @@ class Licence:
     link: str | None = None
 
     @property
+    def known(self) -> bool:
+        """Whether it says which licence: two models that say `other` and nothing more may mean different ones."""
+        return self.id != "other" or bool(self.name) or "://" in (self.link or "")
+
+    @property
     def described(self) -> str:
         """For people."""
         more = ", ".join(word for word in (self.name, self.link) if word)
@@ -68,7 +75,9 @@ def read_licence(folder: Path) -> Licence | None:
         found = " and ".join(sorted(map(str, found)))
     if isinstance(found, str) and found.lower() not in ("", "unknown"):
         return Licence(found.lower(), _text(stated.get("license_name")), _text(stated.get("license_link")))
-    for file in sorted(folder.glob("LICEN[CS]E*")):
+    if (folder / RECIPE_FILE).is_file():
+        return None  # an export says its licence in the card, or has none: the file lay with one of its sources
+    for file in sorted(f for f in folder.glob("LICEN[CS]E*") if f.is_file()):
         head = file.read_bytes()[:_HEAD_CHARACTERS].decode("utf-8", errors="replace")
         for known, words in _TEXTS.items():
             if re.search(words, head):
@@ -79,7 +88,7 @@ def read_licence(folder: Path) -> Licence | None:
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """The metadata of a model card; nothing where there is no card, or they are broken."""
     try:
-        found = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
+        found = _FRONT_MATTER.match(card.read_text(encoding="utf-8-sig"))
         stated = YAML(typ="safe").load(found[1]) if found else None
     except (OSError, UnicodeDecodeError, YAMLError):
         return {}
@@ -93,21 +102,21 @@ def _text(value: object) -> str | None:
 def common(licences: Licences) -> Licence | None:
     """The licence that all sources are under; None where they differ, or one of them is not known."""
     first, *others = licences.values()
-    return first if all(licence == first for licence in others) else None
+    return first if first and first.known and all(licence == first for licence in others) else None
 
 
 def concerns(licences: Licences) -> list[str]:
     """What whoever hands the merge to others has to settle first; nothing where all sources are under one licence."""
     found = []
-    unknown = [source for source, licence in licences.items() if licence is None]
+    unknown = [source for source, licence in licences.items() if licence is None or not licence.known]
     if unknown:
         found.append(
-            f"the licence of {', '.join(unknown)} is not known: neither a README.md with `license:` nor a LICENSE file "
-            "of a well-known text lies with it"
+            f"the licence of {', '.join(unknown)} is not known: neither a README.md with `license:` (`other` needs a "
+            "name or an address) nor a LICENSE file of a well-known text lies with it"
         )
     known: dict[Licence, list[str]] = {}
     for source, licence in licences.items():
-        if licence is not None:
+        if licence is not None and licence.known:
             known.setdefault(licence, []).append(source)
     if len(known) > 1:
         listed = "; ".join(f"{', '.join(sources)}: {licence.described}" for licence, sources in known.items())

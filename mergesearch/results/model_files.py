@@ -16,6 +16,8 @@ MODULES_FILE = "modules.json"
 MAX_SHARD = "5GB"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".gguf"})
 _OWN_FILES = frozenset({"config.json", "README.md", "mergesearch.json", "mergekit_config.yml"})
+_OF_A_TRAINING = frozenset({"mergesearch_training.json", "trainer_state.json"})
+"""They tell how the template was trained, with paths of the machine: no part of the merge."""
 _TOKENIZER_FOLDERS = (PurePath("additional_chat_templates"),)
 
 
@@ -77,7 +79,9 @@ def template_files(template: Path, *, modules: bool) -> Iterator[PurePath]:
             wanted = any(relative.is_relative_to(f) for f in folders)
         else:
             weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-            wanted = not weights and file.name not in _OWN_FILES and (modules or file.name != MODULES_FILE)
+            wanted = (
+                not weights and file.name not in _OWN_FILES | _OF_A_TRAINING and (modules or file.name != MODULES_FILE)
+            )
         if wanted:
             yield relative
 

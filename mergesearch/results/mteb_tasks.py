@@ -57,7 +57,7 @@ class MtebScores:
         }
 
     def for_card(self) -> EvalResult:
-        """The main score as an entry of a card's model-index; in percent, as MTEB's cards have it."""
+        """The main score as an entry of a card's model-index, from 0 to 1 as the study's own test scores there."""
         return EvalResult(
             task_type="Retrieval",
             dataset_type=self.dataset,
@@ -66,7 +66,7 @@ class MtebScores:
             dataset_split=self.split,
             dataset_revision=self.dataset_revision,
             metric_type=self.main_metric,
-            metric_value=round(100 * float(self.scores[self.main_metric]), 5),
+            metric_value=round(float(self.scores[self.main_metric]), 5),
         )
 
 

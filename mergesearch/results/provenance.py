@@ -18,7 +18,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice
 from mergesearch.results.licences import Licence, read_licence
 from mergesearch.sources.locate import hub_id
-from mergesearch.storage import redact
+from mergesearch.storage import Reading, redact
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.study_schema import CollectionEntry
@@ -45,7 +45,7 @@ def provenance_of(
     readings = {
         (r.split, r.scores.collection, r.scores.metric): r
         for r in store.test_readings()
-        if r.fingerprint == recipe.fingerprint
+        if r.fingerprint == recipe.fingerprint and not _searched_on(study, r)
     }
     datasets = {c.name: _hub_dataset(c, study.parsed.folder) for c in study.parsed.content.evaluation.collections}
     return {
@@ -55,7 +55,7 @@ def provenance_of(
         "trial": number,
         "fingerprint": recipe.fingerprint,
         "recipe": recipe.to_dict(),
-        "sources": sources_of(recipe, {**study.folders, **study.adapters}, study.folders, study.parsed.folder),
+        "sources": sources_of(recipe, {**study.folders, **study.adapters}, study.folders),
         "dev": {
             "note": "selection scores: the coefficients were chosen on these queries",
             "value": recorded.value,
@@ -90,7 +90,7 @@ def provenance_of(
 
 
 def sources_of(
-    recipe: MergeRecipe, located: Mapping[str, Path], folders: Mapping[str, Path], relative_to: Path
+    recipe: MergeRecipe, located: Mapping[str, Path], folders: Mapping[str, Path]
 ) -> dict[str, dict[str, Any]]:
     """By source: its name on the hub and its licence, where they are known, and an adapter's base.
 
@@ -98,15 +98,13 @@ def sources_of(
         recipe: names the sources.
         located: source to the folder of the model or adapter that it names.
         folders: source to the folder of its whole model: an adapter's base.
-        relative_to: what locations that are folders start from.
     """
     found = {}
     for ref in recipe.sources:
         here = located[ref.name]
-        named = _HUB_ID.fullmatch(ref.location) and not (relative_to / ref.location).exists()
         licence = read_licence(here)
         found[ref.name] = {
-            "hub": ref.location if named else hub_id(here),
+            "hub": hub_id(here),
             "licence": licence.to_dict() if licence else None,
         }
         if folders[ref.name] != here:
@@ -168,6 +166,18 @@ def made_on(spec: EvaluatorSpec) -> dict[str, Any]:
 def now() -> str:
     """Date and time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _searched_on(study: Study, reading: Reading) -> bool:
+    """Whether dev queries are among those of a reading, as where the dev split was read by its own name.
+
+    Ids tell, as both splits are read from one place; where the test split is read from another they say nothing.
+    """
+    elsewhere = {c.name for c in study.parsed.content.evaluation.collections if c.test}
+    name = reading.scores.collection
+    return name not in elsewhere and any(
+        c.name == name and not set(c.query_ids).isdisjoint(reading.scores.query_ids) for c in study.collections
+    )
 
 
 def _hub_dataset(collection: CollectionEntry, relative_to: Path) -> str | None:

@@ -24,6 +24,7 @@ from mergesearch.results.mergekit.writing import CONFIG_FILE
 from mergesearch.results.model_card import model_card
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_LOADED_FROM = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 _HUBS_OWN = frozenset({".gitattributes"})
 _REFUSED = (401, 403)
 _CONNECTION: type[BaseException] = hub_errors.HfHubHTTPError.__bases__[0]
@@ -56,8 +57,8 @@ def open_target(repository: str, *, private: bool = False, api: HfApi | None = N
         api: the hub; by default as environment and login say (HF_TOKEN, HF_ENDPOINT, `hf auth login`).
 
     Raises:
-        ExportError: there is no token, the hub refuses it or cannot be reached, or something other than an export is
-            in the repository.
+        ExportError: there is no token, the hub refuses it or cannot be reached, something other than an export is
+            in the repository, or it is public and `private` was asked for.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise ExportError(f"{repository!r} is no repository of the hub: expected OWNER/NAME")
@@ -65,10 +66,15 @@ def open_target(repository: str, *, private: bool = False, api: HfApi | None = N
     with _told(repository):
         api.whoami()
         try:
-            files = api.model_info(repository).siblings or []
+            found = api.model_info(repository)
         except hub_errors.RepositoryNotFoundError:
             return Target(api, repository, None, private)
-    held = frozenset(f.rfilename for f in files) - _HUBS_OWN
+    if private and not found.private:
+        raise ExportError(
+            f"{repository} is there already, for all to see, and a push does not make it private. Do that in its "
+            "settings on the hub, or choose another name"
+        )
+    held = frozenset(f.rfilename for f in found.siblings or []) - _HUBS_OWN
     if held and RECIPE_FILE not in held:
         raise ExportError(
             f"{repository} holds files, but no {RECIPE_FILE}: it is not an export, and nothing was pushed. Choose "
@@ -88,6 +94,7 @@ def push(folder: Path, target: Target) -> str:
     """
     public = public_provenance(json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8")))
     own = {RECIPE_FILE: json.dumps(public, indent=2) + "\n", "README.md": model_card(public)}
+    own |= {f.name: text for f in folder.glob("*.json") if f.name not in own and (text := _without_paths(f))}
     left_out = set() if public["mergekit"]["file"] else {CONFIG_FILE}
     files = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
     files = {name: file for name, file in files.items() if name not in left_out and not name.startswith(".")}
@@ -101,6 +108,22 @@ def push(folder: Path, target: Target) -> str:
         message = f"{public.get('study') or 'Merge'}: recipe {public['fingerprint'][:12]}"
         target.api.create_commit(target.repository, [*operations, *deleted], commit_message=message)
     return f"{target.api.endpoint}/{target.repository}"
+
+
+def _without_paths(file: Path) -> str | None:
+    """A settings file without the places that its model and tokenizer were once loaded from; None where it has none.
+
+    Earlier versions of transformers wrote them, and nothing reads them.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not any(_is_path(content.get(key)) for key in _LOADED_FROM):
+        return None
+    kept = {key: value for key, value in content.items() if key not in _LOADED_FROM or not _is_path(value)}
+    return json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and (value.startswith((".", "/", "~")) or "\\" in value or value.count("/") > 1)
 
 
 def public_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ they hold has to be what was merged.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,9 +78,11 @@ def merge_recipe(
     """
     found = read_provenance(file)
     recipe = MergeRecipe.from_dict(found["recipe"])
-    here = _Sources(recipe, sources or {}, _adapter_bases(found), frozenset(trusted))
+    here = _Sources(recipe, sources or {}, found.get("sources", {}), frozenset(trusted))
     check_destination(out, force=force, needed=[*here.folders.values(), *here.adapters.values()])
-    on = found.get("made_on", {"device": "cpu", "threads": torch.get_num_threads()})
+    on = {"device": "cpu", "threads": torch.get_num_threads(), **found.get("made_on", {})}
+    on["device"] = device or on["device"]
+    _check_device(on["device"])
     settings = {name: found.get("settings", {}).get(name) for name in SETTINGS}
     spec = EvaluatorSpec(
         folders=here.folders,
@@ -87,7 +90,7 @@ def merge_recipe(
         template=recipe.template,
         merged_places=here.places,
         collections=(),
-        evaluation=EvaluationSettings(**settings, dtype=recipe.dtype, device=device or on["device"]),
+        evaluation=EvaluationSettings(**settings, dtype=recipe.dtype, device=on["device"]),
         threads=on["threads"],
         trusted=here.trusted,
         shared_tokens=here.shared_tokens,
@@ -109,11 +112,12 @@ def merge_recipe(
         with unusable_is_an_export_error():
             encoder = open_saved(partial, spec, fingerprint)
             check_libraries(partial, encoder, _TEXTS, trust_remote_code=recipe.template in here.trusted)
-        described = describe_sources(recipe, here.located, here.folders, Path())
+        described = describe_sources(recipe, here.located, here.folders)
         made = {
             **found,
-            "sources": {**described, **found.get("sources", {})},
-            "encoding": found.get("encoding") or encoding_settings(encoder, overridden=overridden),
+            # Earlier versions wrote less of it.
+            "sources": {name: {**said, **found.get("sources", {}).get(name, {})} for name, said in described.items()},
+            "encoding": {**encoding_settings(encoder, overridden=overridden), **found.get("encoding", {})},
             "settings": settings_of(spec),
             "weights": fingerprint,
             "made_on": made_on(spec),
@@ -121,9 +125,9 @@ def merge_recipe(
             "exported_at": now(),
         }
         layout = read_layout(template, trust_remote_code=recipe.template in here.trusted)
-        said = mergekit_config(recipe, layout, here.checkpoints, here.located)
-        with writing(out):
-            write_own_files(partial, made, said)
+        configuration = mergekit_config(recipe, layout, here.checkpoints, here.located)
+        with writing(out), _lacking(file):
+            write_own_files(partial, made, configuration)
     return Remade(out, fingerprint, "weights" in found, tuple(concerns(licences_of(made))))
 
 
@@ -158,10 +162,39 @@ def read_provenance(file: Path) -> dict[str, Any]:
     return found
 
 
-def _adapter_bases(found: Mapping[str, Any]) -> dict[str, str]:
+@contextmanager
+def _lacking(file: Path) -> Iterator[None]:
+    """What the card is written from, and the file has not."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"{file} tells too little for a model card ({type(error).__name__}: {error}): was it made by an earlier "
+            "version, or changed? Merge from its `recipe` alone, as a file of its own"
+        ) from error
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that torch has not here."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ExportError(
+            f"the merge is to be made on {device}, and torch sees no CUDA GPU here: give --device cpu. Should the last "
+            "bits differ then, merge from the recipe alone"
+        )
+
+
+def _adapter_bases(described: Mapping[str, Any]) -> dict[str, str]:
     """Adapter to the source that is its base, where that is a source."""
-    described = found.get("sources", {})
     return {name: s["base"]["source"] for name, s in described.items() if (s.get("base") or {}).get("source")}
+
+
+def _lay_in_a_folder(described: Mapping[str, Any] | None) -> bool:
+    """Whether the export says that a source was not of the hub."""
+    return described is not None and described.get("hub", "") is None
+
+
+def _is_no_place(location: str) -> bool:
+    return not location.startswith("package:") and not Path(location).expanduser().is_dir()
 
 
 class _Sources:
@@ -172,18 +205,23 @@ class _Sources:
     """
 
     def __init__(
-        self, recipe: MergeRecipe, moved: Mapping[str, str], bases: Mapping[str, str], trusted: frozenset[str]
+        self, recipe: MergeRecipe, moved: Mapping[str, str], described: Mapping[str, Any], trusted: frozenset[str]
     ) -> None:
         self.recipe, self.trusted = recipe, trusted
         self.located: dict[str, Path] = {}
         self.folders: dict[str, Path] = {}
         self.adapters: dict[str, Path] = {}
         self.checkpoints: dict[str, Checkpoint] = {}
+        bases = _adapter_bases(described)
         names = [ref.name for ref in recipe.sources]
         problems = [unknown("source", name, names) for name in (*moved, *trusted) if name not in names]
         for ref in recipe.sources:
             where = moved.get(ref.name, ref.location)
             hint = "" if ref.name in moved else f" Say where it lies now: --source {ref.name}=FOLDER."
+            if ref.name not in moved and _lay_in_a_folder(described.get(ref.name)) and _is_no_place(where):
+                # The hub is not asked: what has the same name there is somebody else's.
+                problems.append(f"source {ref.name!r} lay in a folder, and there is no {where!r} here.{hint}")
+                continue
             try:
                 commit = ref.revision if where == ref.location and not Path(where).expanduser().is_dir() else None
                 self.located[ref.name] = locate(where, revision=commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,28 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
                 "`trust_remote_code: true` under the source."
             )
         raise SourceError([f"config.json in {str(inside)!r} cannot be used: {first}"]) from error
+
+
+def refuse_foreign_modules(folder: Path) -> None:
+    """Refuse a sentence-transformers folder whose modules.json names classes that are not sentence-transformers' own.
+
+    Importing one runs its code, which versions before 6 do unasked for every folder of this machine; a model that was
+    downloaded from the hub is one.
+
+    Raises:
+        SourceError: naming the classes.
+    """
+    try:
+        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        foreign = [str(m["type"]) for m in listed if not str(m["type"]).startswith("sentence_transformers.")]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # there is none, or loading says what is wrong with it
+    if foreign:
+        message = (
+            f"modules.json in {str(folder)!r} names Python code that is not part of sentence-transformers: "
+            f"{', '.join(foreign)}. Read that code; a source of a study may say `trust_remote_code: true`."
+        )
+        raise SourceError([message])
 
 
 def config_differences(template: PretrainedConfig, other: PretrainedConfig) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mergesearch.errors import CollectionError, Problem, SourceError
+from mergesearch.sources.config import refuse_foreign_modules
 from mergesearch.training import harness
 from mergesearch.training.resumable import TrainedOnly
 
@@ -81,6 +82,7 @@ def train_contrastive(
     if not (model_folder / "modules.json").is_file():
         message = "no modules.json; contrastive training needs a folder that says how embeddings are pooled"
         raise SourceError([Problem(message, str(model_folder))])
+    refuse_foreign_modules(model_folder)
     harness.encoder_folder(model_folder)
     if len(pairs) < batch_size:
         raise CollectionError([Problem(f"{len(pairs)} training pairs do not fill one batch of {batch_size}")])

@@ -6,6 +6,7 @@ Answers are kept in the cache by all that decides them, so a call that goes on, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 from mergesearch.errors import MergesearchError
 from mergesearch.sources.cache import cache_dir
@@ -46,6 +48,12 @@ class Endpoint:
     max_tokens: int = 512
     concurrency: int = 8
 
+    @property
+    def shown(self) -> str:
+        """The URL for people and logs: some endpoints take passwords or keys in it."""
+        parts = urlsplit(self.url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
     def file(self, prompt: str) -> Path:
         """Where the answer to a prompt is kept."""
         asked = [self.url, self.model, self.temperature, self.max_tokens, prompt]
@@ -77,14 +85,17 @@ class Cost:
         told += f": about {self.tokens_in:,} tokens in, at most {self.tokens_out:,} out"
         if price_in is None or price_out is None:
             return f"{told}; give --price-in and --price-out for what that costs"
-        return f"{told}, at most {(self.tokens_in * price_in + self.tokens_out * price_out) / 1e6:,.2f} in all"
+        price = (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+        return f"{told}, at most {math.ceil(100 * price) / 100:,.2f} or so in all"
 
 
 def cost(endpoint: Endpoint, prompts: Sequence[str]) -> Cost:
     """What `complete` would ask the endpoint for; nothing is asked."""
     missing = [p for p in dict.fromkeys(prompts) if not endpoint.file(p).is_file()]
-    characters = sum(map(len, missing))
-    return Cost(len(prompts), len(missing), characters // _CHARACTERS_PER_TOKEN, len(missing) * endpoint.max_tokens)
+    # Other scripts than English's have a token for each character, or more.
+    wide = sum(not c.isascii() for p in missing for c in p)
+    tokens = wide + (sum(map(len, missing)) - wide) // _CHARACTERS_PER_TOKEN
+    return Cost(len(prompts), len(missing), tokens, len(missing) * endpoint.max_tokens)
 
 
 def complete(
@@ -153,11 +164,12 @@ def _client(endpoint: Endpoint) -> Iterator[OpenAI]:
             yield client
     except openai.OpenAIError as error:
         said = str(error).replace(key, "***") if key != "none" else str(error)
+        said = said.replace(endpoint.url, endpoint.shown)
         hint = ""
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             hint = f" The key is read from the environment variable {endpoint.key_variable}."
         raise MergesearchError(
-            f"the endpoint {endpoint.url} did not answer for model {endpoint.model!r}: {said}.{hint} "
+            f"the endpoint {endpoint.shown} did not answer for model {endpoint.model!r}: {said}.{hint} "
             "Answers so far are kept; the same command goes on."
         ) from None
 

@@ -15,7 +15,7 @@ import torch
 
 from mergesearch.errors import CollectionError, MergesearchError, Problem, SourceError
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.sources.config import load_config
+from mergesearch.sources.config import load_config, refuse_foreign_modules
 from mergesearch.sources.layout import build_skeleton
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.training import harness
@@ -209,6 +209,7 @@ class _Prepared:
             "kind": "expert",
             "base": self.location,
             "base_sha256": self.checkpoint.content_hash,
+            "base_settings_sha256": harness.settings_hash(self.folder),
             "pairs_sha256": [pairs.collection.content_hash for pairs in read],
             "negatives_sha256": [harness.text_hash(text) for text in given],
             "miner_sha256": self.miner and Checkpoint.open("miner", self.miner).content_hash,
@@ -264,6 +265,7 @@ def _prepare(model: str, settings: ExpertSettings, device: str) -> _Prepared:
 def _load(folder: Path, dtype: torch.dtype, device: str, max_length: int) -> Any:
     from sentence_transformers import SentenceTransformer
 
+    refuse_foreign_modules(folder)
     model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype})
     model.max_seq_length = max_length
     return model

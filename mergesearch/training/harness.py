@@ -309,6 +309,13 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def settings_hash(folder: Path) -> str:
+    """SHA-256 of a model's small files, which say how it tokenises, prompts, pools and normalises, in hexadecimal."""
+    small = (f for f in sorted(folder.rglob("*")) if f.suffix in (".json", ".txt", ".model") and f.is_file())
+    hashes = {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in small}
+    return text_hash(json.dumps(hashes))
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What `write_record` left."""
     record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))

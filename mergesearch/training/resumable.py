@@ -186,6 +186,9 @@ def train_resumably(
     trainer.args.save_total_limit = _KEPT
     trainer.losses, trainer.loss_every = [], max(1, trainer.args.max_steps // _POINTS)
     trainer.add_callback(_saving_callback(trainer, save_every_s))
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / _WHOLE).is_file():  # the trainer would keep it in the place of a whole one
+            shutil.rmtree(folder)
     newest = max(
         checkpoints.glob(f"checkpoint-*/{_WHOLE}"), key=lambda p: int(p.parent.name.split("-")[1]), default=None
     )

@@ -196,6 +196,11 @@ def test_splits_go_by_the_study_files_names(tmp_path: Path) -> None:
             m.result.collections[0].query_ids[0].startswith("dev")
             for m in evaluate_study(study, store, split="tuning").models
         )
+        # What was searched on is no test, whatever the split is called.
+        evaluate_study(study, store)
+        found = export_merge(study, store, tmp_path / "merged")
+        (told,) = json.loads((found.folder / RECIPE_FILE).read_text(encoding="utf-8"))["test"]
+        assert told["split"] == "test"
 
 
 def test_test_queries_that_were_searched_on_are_pointed_out(tmp_path: Path) -> None:
@@ -204,9 +209,8 @@ def test_test_queries_that_were_searched_on_are_pointed_out(tmp_path: Path) -> N
     study = load_study(tiny.change("evaluation", "collections", to=[entry]).file)
     with open_store(study, tiny.storage) as store:
         run_study(study, store, Silent())
-        assert "8 of 8 test queries of made are dev queries, too: they were searched on" in (
-            evaluate_study(study, store).notes
-        )
+        notes = evaluate_study(study, store).notes
+        assert [n for n in notes if "8 of 8 test queries of made are dev queries, too: they were searched on" in n]
 
 
 def test_a_folder_is_scored_on_any_beir_folder(tiny: TinyStudy) -> None:

@@ -6,8 +6,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from mergesearch import export_merge, merge_recipe
@@ -88,13 +91,14 @@ def test_a_recipe_alone_will_do(merged: Path, tmp_path: Path) -> None:
 def test_sources_that_moved_are_named(merged: Path, tiny: TinyStudy, tmp_path: Path) -> None:
     found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
     for ref in found["recipe"]["sources"]:
-        ref["location"] = f"./{ref['name']}-is-not-here"
+        ref["location"] = f"models/{ref['name']}-is-not-here"  # it might be on the hub, and somebody else's
     file = tmp_path / "gone.json"
     file.write_text(json.dumps(found), encoding="utf-8")
     refused = mergesearch("merge", file, "--out", tmp_path / "again")
     assert refused.code == 6
     assert "--source retriever=FOLDER" in refused.err
     assert "--source domain=FOLDER" in refused.err
+    assert "hub" not in refused.err
     moved = {name: str(tiny.folder / name) for name in ("retriever", "domain")}
     assert merge_recipe(file, tmp_path / "again", sources=moved).same
     for arguments, said in (
@@ -104,6 +108,57 @@ def test_sources_that_moved_are_named(merged: Path, tiny: TinyStudy, tmp_path: P
         wrong = mergesearch("merge", file, "--out", tmp_path / "third", *arguments)
         assert wrong.code in (2, 6)
         assert said in wrong.err
+
+
+def test_a_folder_that_was_named_by_the_user_is_no_model_of_the_hub(
+    merged: Path, tiny: TinyStudy, tmp_path: Path
+) -> None:
+    recipe = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))["recipe"]
+    for ref in recipe["sources"]:
+        ref["location"] = f"models/{ref['name']}"
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    made = merge_recipe(tmp_path / "recipe.json", tmp_path / "again", sources=dict_of_folders(tiny))
+    card = ModelCard.load(made.folder / "README.md")
+    assert card.data.base_model is None
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["encoding.given_prompts", "encoding.scored_length", "sources.domain.licence", "made_on.threads", "mergekit"],
+)
+def test_what_earlier_exports_did_not_write_is_found_out_again(merged: Path, tmp_path: Path, missing: str) -> None:
+    found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
+    forget(found, missing)
+    (tmp_path / "earlier.json").write_text(json.dumps(found), encoding="utf-8")
+    made = merge_recipe(tmp_path / "earlier.json", tmp_path / "again")
+    assert made.same
+    assert (made.folder / "README.md").read_bytes() == (merged / "README.md").read_bytes()
+
+
+def test_what_cannot_be_found_out_again_is_told(merged: Path, tmp_path: Path) -> None:
+    found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
+    forget(found, "dev.collections")
+    (tmp_path / "earlier.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ExportError, match=r"'collections'.*its `recipe` alone"):
+        merge_recipe(tmp_path / "earlier.json", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_merge_from_a_gpu_says_what_to_do_without_one(merged: Path, tmp_path: Path) -> None:
+    found = json.loads((merged / RECIPE_FILE).read_text(encoding="utf-8"))
+    found["made_on"]["device"] = "cuda"
+    (tmp_path / "gpu.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ExportError, match="no CUDA GPU here: give --device cpu"):
+        merge_recipe(tmp_path / "gpu.json", tmp_path / "again")
+    assert merge_recipe(tmp_path / "gpu.json", tmp_path / "again", device="cpu").same
+
+
+def forget(found: dict[str, Any], entry: str) -> None:
+    *above, last = entry.split(".")
+    for key in above:
+        found = found[key]
+    del found[last]
 
 
 def test_a_source_that_holds_something_else_is_refused_by_name(merged: Path, tiny: TinyStudy, tmp_path: Path) -> None:

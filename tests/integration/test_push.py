@@ -39,7 +39,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     """Its sources lie in folders of this machine, and so do its collection and its database."""
-    return make_study(tmp_path_factory.mktemp("a-secret-folder")).change("search", "trials", to=3)
+    made = make_study(tmp_path_factory.mktemp("a-secret-folder")).change("search", "trials", to=3)
+    template = made.folder / "retriever"
+    (template / "mergesearch_training.json").write_text(json.dumps({"asked": {"base": str(made.folder)}}))
+    settings = json.loads((template / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"name_or_path": str(template), "special_tokens_map_file": str(template / "special_tokens_map.json")}
+    (template / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def test_a_push_is_the_export_without_the_machine(hub: Hub, merged: Path, tiny: 
     pushed = hub.repositories[REPOSITORY]
     assert hub.private == {REPOSITORY}
     assert len(hub.commits) == 1
-    changed = {RECIPE_FILE, "README.md"}
+    changed = {RECIPE_FILE, "README.md", "tokenizer_config.json"}
     assert pushed.keys() - {".gitattributes"} == files_of(merged) - {CONFIG_FILE}
     assert all(pushed[f] == content for f, content in before.items() if f not in changed | {CONFIG_FILE})
     assert {f: (merged / f).read_bytes() for f in files_of(merged)} == before
@@ -70,6 +76,9 @@ def test_a_push_is_the_export_without_the_machine(hub: Hub, merged: Path, tiny: 
     private = (str(tiny.folder), "a-secret-folder", "sqlite:", "study.yaml", "study.db", "collection/")
     for name, content in pushed.items():
         assert not [text for text in private if text.encode() in content], name
+    settings = json.loads(pushed["tokenizer_config.json"])
+    assert settings == {k: v for k, v in json.loads(before["tokenizer_config.json"]).items() if settings.get(k) == v}
+    assert settings["tokenizer_class"]
     found, recorded = (json.loads(text) for text in (pushed[RECIPE_FILE], before[RECIPE_FILE]))
     recipe = MergeRecipe.from_dict(found["recipe"])
     assert [s.location for s in recipe.sources] == ["retriever", "domain"]
@@ -101,6 +110,15 @@ def test_an_empty_repository_is_taken_and_a_foreign_one_left_alone(hub: Hub, mer
     with pytest.raises(ExportError, match=r"no mergesearch\.json: it is not an export, and nothing was pushed"):
         open_target("me/thesis", api=api(hub))
     assert hub.repositories["me/thesis"] == theirs
+
+
+def test_nothing_private_is_pushed_where_all_can_see_it(hub: Hub, merged: Path) -> None:
+    hub.repositories[REPOSITORY] = {RECIPE_FILE: b"{}"}
+    with pytest.raises(ExportError, match="for all to see"):
+        open_target(REPOSITORY, private=True, api=api(hub))
+    hub.private.add(REPOSITORY)
+    push(merged, open_target(REPOSITORY, private=True, api=api(hub)))
+    assert len(hub.commits) == 1
 
 
 @pytest.mark.parametrize("token", ["hf_a_wrong_one", None])

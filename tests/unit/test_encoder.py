@@ -12,6 +12,7 @@ import torch
 
 from mergesearch.errors import EvaluationError, MemoryFullError, SourceError
 from mergesearch.evaluation.encoder import open_encoder
+from mergesearch.sources.config import refuse_foreign_modules
 from tests.tiny_models import KINDS, make_tiny, make_variant, tiny_models
 
 if TYPE_CHECKING:
@@ -296,3 +297,17 @@ def test_bad_requests_say_what_to_do(tiny: Callable[[str], Path], tmp_path: Path
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="does not load"):
         open_encoder(folder)
+
+
+def test_code_of_the_folder_is_not_run_unasked(tmp_path: Path) -> None:
+    """Whatever version of sentence-transformers is there: those before 6 would run it."""
+    folder = make_tiny("bert", tmp_path / "model", n_layers=1)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules[1]["type"] = "evil.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'was-here')!r}, 'w')", encoding="utf-8")
+    with pytest.raises(SourceError, match=r"not part of sentence-transformers: evil\.Pooling"):
+        refuse_foreign_modules(folder)
+    with pytest.raises(SourceError, match=r"evil\.Pooling"):
+        open_encoder(folder, pooling="mean", normalize=True)
+    assert not (tmp_path / "was-here").exists()

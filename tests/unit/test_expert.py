@@ -195,6 +195,18 @@ def test_an_interrupted_expert_goes_on_to_the_same_bits(
         train(bert, rows, tmp_path / "out", **options, temperature=0.1)
 
 
+def test_a_model_that_pools_otherwise_meanwhile_is_not_trained_on(rows: Path, tmp_path: Path) -> None:
+    base = make_tiny("bert", tmp_path / "base", n_layers=1)
+    train(base, rows, tmp_path / "out", steps=1)
+    assert train(base, rows, tmp_path / "out", steps=1).before
+    file = base / "1_Pooling" / "config.json"
+    stated = json.loads(file.read_text())
+    swapped = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    file.write_text(json.dumps({**stated, **swapped}))
+    with pytest.raises(MergesearchError, match="base_settings_sha256"):
+        train(base, rows, tmp_path / "out", steps=1)
+
+
 def test_prompts_are_the_models_unless_others_are_given(rows: Path, tmp_path: Path) -> None:
     xlm = make_tiny("xlm-roberta", tmp_path / "xlm", n_layers=1)
     own = train(xlm, rows, tmp_path / "own", steps=1)

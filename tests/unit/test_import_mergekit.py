@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,25 @@ def test_revisions_and_adapters_are_kept(models: Path, tmp_path: Path) -> None:
     adapted = import_mergekit(write(tmp_path, models, SLERP.replace("{0}/b", "{0}/a+org/lora")), folder=tmp_path)
     assert "lora: {model: org/lora}" in adapted.text
     assert "an adapter of" in adapted.text
+
+
+def test_numbers_that_count_for_nothing_are_told(models: Path, tmp_path: Path) -> None:
+    """They stand where mergekit, too, passes over them: nobody should believe that they were searched around."""
+    text = """\
+merge_method: ties
+base_model: {0}/a
+models:
+  - model: {0}/a
+    parameters: {weight: 5}
+  - model: {0}/b
+    density: 0.2
+    parameters: {weight: 0.3, lambda: 0.7}
+  - model: {0}/c.d
+    parameters: {weight: 0.3}
+"""
+    made = import_mergekit(write(tmp_path, models, text))
+    told = " ".join(made.notes)
+    assert "a (" in told
+    for number, line in (("weight of", 5), ("'density'", 6), ("lambda of", 8)):
+        assert re.search(rf"{number}[^.]*merge\.yml:{line}\)", told.replace(str(tmp_path), "")), (number, told)
+    assert "0.2" not in made.text

@@ -165,6 +165,20 @@ def test_a_killed_training_goes_on_to_the_same_bits(bert: Path, documents: Path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "undisturbed"]
 
 
+def test_checkpoints_that_were_never_finished_push_no_whole_one_out(
+    bert: Path, documents: Path, tmp_path: Path
+) -> None:
+    """A process that is killed while it writes leaves one, with more steps than the next process begins with."""
+    undisturbed = adapt(bert, documents, tmp_path / "undisturbed")
+    interrupted(bert, documents, tmp_path / "out")
+    for step in (90, 91):
+        unfinished = work_folder(tmp_path / "out") / "checkpoints" / f"checkpoint-{step}"
+        unfinished.mkdir()
+        os.utime(unfinished, (2e9, 2e9))  # trainers go by time or by steps: it is the last by both
+    adapt(bert, documents, tmp_path / "out", save_every_s=0)
+    assert digest(tmp_path / "out") == digest(undisturbed.folder)
+
+
 def test_an_interrupted_decoder_goes_on_to_the_same_bits(documents: Path, tmp_path: Path) -> None:
     base = make_tiny("mistral", tmp_path / "base", n_layers=1, head="causal")
     undisturbed = adapt(base, documents, tmp_path / "undisturbed", accumulate=2, steps=4)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mergesearch.results.folder import RECIPE_FILE
 from mergesearch.results.licences import Licence, common, concerns, read_licence
 
 APACHE, MIT = Licence("apache-2.0"), Licence("mit")
@@ -21,6 +22,7 @@ APACHE, MIT = Licence("apache-2.0"), Licence("mit")
             "---\nlicense: other\nlicense_name: own\nlicense_link: https://example.org\n---\n",
             Licence("other", "own", "https://example.org"),
         ),
+        ("\ufeff---\nlicense: mit\n---\n", MIT),
         ("---\nlicense: unknown\n---\n", None),
         ("---\nlicense: [broken\n---\n", None),
         ("---\n- a list\n---\n", None),
@@ -57,3 +59,30 @@ def test_different_ones_and_unknown_ones_are_told_by_name() -> None:
     assert "sets no `license`" in consequence
     assert "licence of b is not known" in concerns({"a": MIT, "b": None})[0]
     assert len(concerns({"a": MIT, "b": APACHE, "c": None})) == 3
+
+
+def test_other_without_a_name_is_no_licence_that_two_models_share() -> None:
+    for unnamed in (Licence("other"), Licence("other", None, "LICENSE")):
+        both = {"a": unnamed, "b": unnamed}
+        assert common(both) is None
+        assert "licence of a, b is not known" in concerns(both)[0]
+    named = Licence("other", "own")
+    assert common({"a": named, "b": named}) == named
+
+
+def test_a_licence_file_that_an_export_took_from_its_template_is_not_the_exports_own(tmp_path: Path) -> None:
+    own = Path(__file__).resolve().parents[2] / "LICENSE"
+    (tmp_path / "LICENSE").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "README.md").write_text("---\ntags: [merge]\n---\n", encoding="utf-8")
+    assert read_licence(tmp_path) == APACHE
+    (tmp_path / RECIPE_FILE).write_text("{}", encoding="utf-8")
+    assert read_licence(tmp_path) is None
+
+
+def test_a_modified_text_is_not_the_known_one(tmp_path: Path) -> None:
+    text = "{}MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy\n"
+    (tmp_path / "LICENSE.d").mkdir()
+    (tmp_path / "LICENSE").write_text(text.format(""), encoding="utf-8")
+    assert read_licence(tmp_path) == MIT
+    (tmp_path / "LICENSE").write_text(text.format("Modified "), encoding="utf-8")
+    assert read_licence(tmp_path) is None

@@ -153,6 +153,20 @@ def test_a_refusal_keeps_what_was_answered_and_shows_no_key(server: Server) -> N
     assert len(complete(endpoint, ["a", "b"])) == 2
 
 
+def test_a_password_in_the_url_is_not_told(server: Server) -> None:
+    server.close()
+    url = server.url.replace("http://", "http://user:hunter2@") + "?key=hunter3"
+    with pytest.raises(MergesearchError, match=r"endpoint http://127\.0\.0\.1:\d+/v1 did not answer") as caught:
+        complete(Endpoint(url, "tiny"), ["a"])
+    assert "hunter" not in str(caught.value)
+
+
+def test_costs_are_not_told_too_low(server: Server) -> None:
+    endpoint = Endpoint(server.url, "tiny", max_tokens=1)
+    assert cost(endpoint, ["english words", "図書館"]).tokens_in == 3 + 3
+    assert "at most 0.01 or so" in cost(endpoint, ["a few words"]).describe(0.1, 0.1)
+
+
 def test_without_a_server_the_message_says_so(server: Server) -> None:
     server.close()
     with pytest.raises(MergesearchError, match=r"did not answer for model 'tiny': Connection error"):
@@ -163,7 +177,9 @@ def test_negatives_are_written_before_those_that_were_shown(server: Server, pair
     out = tmp_path / "out.jsonl"
     arguments = ("negatives", "--from", pairs, "--endpoint", server.url, "--llm", "tiny", "--out", out)
     told = call(*arguments, "--price-in", 1000, "--price-out", 10_000)
-    assert re.search(r"6 of 6 answers .* about [\d,]+ tokens in, at most 3,072 out, at most 3\d\.\d\d in all", told)
+    assert re.search(
+        r"6 of 6 answers .* about [\d,]+ tokens in, at most 3,072 out, at most 3\d\.\d\d or so in all", told
+    )
     assert "add --yes" in told
     assert not server.asked
     assert not out.exists()

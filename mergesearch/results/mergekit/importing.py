@@ -160,7 +160,9 @@ class _Importer:
             if option is None and parameter not in _OFF:
                 if parameter == "int8_mask":
                     self.file.notes.append("int8_mask is left out: it saves memory and changes no number")
-                elif parameter not in self.method.coefficients:
+                elif parameter in self.method.coefficients:
+                    self._note_unheard(parameter)
+                else:
                     known = [*self.method.coefficients, *self.method.options]
                     self.file.notes.append(f"{unknown(f'parameter of {self.method.name}', parameter, known)} Left out")
                 continue
@@ -179,6 +181,17 @@ class _Importer:
             if value != option.default:
                 found[name] = value
         return found
+
+    def _note_unheard(self, parameter: str) -> None:
+        """Where the file gives one model what counts for all together, or the base what counts for the others."""
+        for_all = not self.method.coefficients[parameter].per_source
+        for part in self.file.slices:
+            for model, scope in part.inputs.items():
+                if parameter in scope.parameters and (for_all or model == self.base):
+                    line = self.file.where(*scope.keys, "parameters", parameter)
+                    self.file.notes.append(
+                        f"{parameter} of {model} ({line}) counts for nothing, nor in mergekit. Left out"
+                    )
 
     def _parameters(self) -> list[str]:
         """Every name of a parameter in the file."""

@@ -194,6 +194,7 @@ def _read_inputs(found: MergekitFile, entries: Any, keys: tuple[Key, ...]) -> di
     inputs: dict[Reference, Scope] = {}
     for i, entry in enumerate(entries if isinstance(entries, list) else []):
         given = entry if isinstance(entry, Mapping) else {}
+        _note_unread(found, given, ("model", "layer_range", "parameters"), *keys, i)
         model = _reference(found, given.get("model"), *keys, i)
         if model is None:
             continue
@@ -205,6 +206,13 @@ def _read_inputs(found: MergekitFile, entries: Any, keys: tuple[Key, ...]) -> di
     return inputs
 
 
+def _note_unread(found: MergekitFile, entry: Mapping[str, Any], known: Sequence[str], *keys: Key) -> None:
+    """Mergekit passes over keys that it does not know, such as a weight that stands beside `parameters`."""
+    for key in entry:
+        if key not in known:
+            found.notes.append(f"{key!r} ({found.where(*keys)}) is read by nobody there, nor by mergekit. Left out")
+
+
 def _read_slices(found: MergekitFile, entries: Any) -> None:
     """Slices that follow each other and take every model's layers from the place where they are put."""
     position = 0
@@ -214,6 +222,7 @@ def _read_slices(found: MergekitFile, entries: Any) -> None:
             found.problem("a slice with a base of its own cannot be said: a study has one base", "slices", i)
         if given.get("residual_weight") is not None:
             found.problem("residual_weight cannot be said", "slices", i, "residual_weight")
+        _note_unread(found, given, ("sources", "base_model", "residual_weight", "parameters"), "slices", i)
         sources = given.get("sources")
         inputs = _read_inputs(found, sources, ("slices", i, "sources"))
         ranges = []
