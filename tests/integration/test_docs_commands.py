@@ -172,7 +172,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
         content["sources"][source] = f"../{path}"
     content["evaluation"]["collections"][0]["folder"] = "../collection"
     write(folder / "studies" / "segment-grid.yaml", content)
-    write(folder / "studies" / "segment-surrogate.yaml", content)
+    for name in ("segment-surrogate", "re-adapt"):
+        write(folder / "studies" / f"{name}.yaml", content)
     (folder / "mergesearch-quickstart").mkdir()
     write(folder / "mergesearch-quickstart" / "study.yaml", content)
     for name in "abc":
