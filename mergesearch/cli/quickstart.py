@@ -72,7 +72,8 @@ next:
   {program} report {report.study_file} --out report.html
   {python} -c "from sentence_transformers import SentenceTransformer as Model
 print(Model('{report.model}').encode('hello').shape)"
-  edit a copy of {report.study_file} to name your own models and data, then: {program} run COPY.yaml""")
+  edit a copy beside {report.study_file}, for its paths start there, to name your own models and data; then:
+  {program} run COPY.yaml""")
 
 
 class _Reporter:
