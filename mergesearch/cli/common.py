@@ -30,7 +30,7 @@ def storage_option(function: F) -> F:
     return click.option(
         "--storage",
         metavar="URL",
-        callback=_warn_of_password,
+        callback=warn_of_password,
         help="Database URL; asked in this order: --storage, MERGESEARCH_STORAGE, the file that "
         "MERGESEARCH_STORAGE_FILE names, OPTUNA_STORAGE, the study file, sqlite:///STUDY.db.",
     )(function)
@@ -38,10 +38,11 @@ def storage_option(function: F) -> F:
 
 def url_argument(function: F) -> F:
     """The positional database URL, which environment variables may give instead."""
-    return click.argument("storage", metavar="[URL]", required=False, callback=_warn_of_password)(function)
+    return click.argument("storage", metavar="[URL]", required=False, callback=warn_of_password)(function)
 
 
-def _warn_of_password(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+def warn_of_password(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+    """A callback of arguments and options that take a database's URL."""
     if url is not None:
         from mergesearch.storage.secrets import REMEDY, holds_password
 
@@ -56,7 +57,9 @@ def url_or_environment(url: str | None) -> str:
 
     found = url or storage_from_environment()
     if found is None:
-        raise click.UsageError(f"name a database: a URL, MERGESEARCH_STORAGE, {FILE_VARIABLE} or OPTUNA_STORAGE")
+        raise click.UsageError(
+            f"name a database: --storage URL, MERGESEARCH_STORAGE, {FILE_VARIABLE} or OPTUNA_STORAGE"
+        )
     return found
 
 

@@ -54,9 +54,12 @@ def command(
 ) -> None:
     """Open optuna-dashboard on the study database, on this machine only unless told otherwise."""
     from mergesearch.storage.dashboard import application, page_of, server
+    from mergesearch.storage.secrets import storage_from_environment
     from mergesearch.study_file import artifact_location, parse_study, storage_url
 
     study = None
+    if study_file is None and storage is None and storage_from_environment() is None:
+        raise click.UsageError("name a study file, or a database with --storage or MERGESEARCH_STORAGE")
     if study_file is not None:
         parsed = parse_study(study_file)
         study, storage = parsed.content.study, storage_url(parsed.content, storage)

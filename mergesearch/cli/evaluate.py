@@ -94,6 +94,8 @@ def _evaluate(
 
     if mteb is not None and out is not None:
         return _by_mteb(target, mteb, out, name, card)
+    if not target.exists():
+        raise click.UsageError(f"there is neither a study file nor a model folder {target}")
     if not target.is_dir():
         study = load_study(target)
         with open_existing(target, storage) as store, phase_bar("evaluating") as progress:

@@ -35,10 +35,11 @@ def command(config: Path, out: Path | None, collection: str | None, split: str, 
     folder = Path() if out is None else out.parent
     made = import_mergekit(config, folder=folder, collection=collection, split=split, trials=trials)
     if out is None:
-        click.echo(made.text, nl=False)
+        click.echo(made.text, nl=False)  # its first lines hold the notes
         return
     out.write_text(made.text, encoding="utf-8")
     for note in made.notes:
         click.echo(f"note: {note}")
     todo = "" if collection else f"; fill in {PLACEHOLDER}"
-    click.echo(f"wrote {out}: {len(made.point)} coefficients to search{todo}, then: mergesearch run {out}")
+    found = f"{len(made.point)} coefficient{'s' * (len(made.point) != 1)} to search"
+    click.echo(f"wrote {out}: {found}{todo}, then: mergesearch run {out}")

@@ -45,7 +45,7 @@ def command(folder: Path, trials: int | None, output: str) -> None:
         with quiet_libraries():
             report = run_quickstart(folder, _Reporter(quiet=output == "json"), trials=trials or TRIALS)
     except KeyboardInterrupt:
-        click.echo("interrupted; nothing is lost. The same command goes on.", err=True)
+        click.echo("interrupted; finished phases and trials are kept. The same command goes on.", err=True)
         raise
     if output == "json":
         print_json(asdict(report))
@@ -70,9 +70,11 @@ def _show(report: Report, seconds: float) -> None:
 next:
   {program} dashboard {report.study_file}
   {program} status {report.study_file}
+  {program} report {report.study_file} --out report.html
   {python} -c "from sentence_transformers import SentenceTransformer as Model
 print(Model('{report.model}').encode('hello').shape)"
-  edit a copy of {report.study_file} to name your own models and data, then: {program} run COPY.yaml""")
+  edit a copy beside {report.study_file}, for its paths start there, to name your own models and data; then:
+  {program} run COPY.yaml""")
 
 
 class _Reporter:
@@ -88,13 +90,25 @@ class _Reporter:
 
     @contextmanager
     def phase(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar while the phase lasts, then a line with its seconds."""
+        """A bar while the phase lasts, then a line with its seconds; in a log file the line begins with the phase."""
         from mergesearch.cli.progress import phase_bar
 
         started = time.perf_counter()
-        with phase_bar(title, quiet=self._quiet) as progress:
-            yield progress
-        self.note(f"{title}: {time.perf_counter() - started:.1f} s")
+        begun = not self._quiet and not sys.stdout.isatty()
+        if begun:
+            click.echo(f"  {title}", nl=False)
+        try:
+            with phase_bar(title, quiet=self._quiet) as progress:
+                yield progress
+        except BaseException:
+            if begun:
+                click.echo()  # what went wrong has a line of its own
+            raise
+        seconds = f": {time.perf_counter() - started:.1f} s"
+        if begun:
+            click.echo(seconds)
+        else:
+            self.note(title + seconds)
 
     @contextmanager
     def trials(self, store: StudyReader) -> Iterator[tuple[Listener, Callable[[int, int], None]]]:

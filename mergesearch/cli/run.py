@@ -110,6 +110,9 @@ def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> No
     with open_store(study, storage) as store:
         for note in store.not_told(study.notes()):
             click.echo(f"note: {note}")
+        before = sum(t.state.name == "COMPLETE" for t in store.trials())
+        if before and not quiet:
+            click.echo(f"going on: {before} trial{'s' * (before != 1)} evaluated before")
         try:
             with StudyProgress(store, quiet=quiet) as progress:
                 summary = run_study(study, store, progress, progress.batch, pool)
@@ -120,4 +123,5 @@ def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> No
         click.echo(summary.describe())
         click.echo(choose(study, store).describe())
     file = study.parsed.path
-    click.echo(f"next: mergesearch evaluate {file}; mergesearch export {file} --out merged")
+    report = f"mergesearch report {file} --out report.html"
+    click.echo(f"next: mergesearch evaluate {file}; {report}; mergesearch export {file} --out merged")

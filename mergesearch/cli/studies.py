@@ -13,6 +13,7 @@ from mergesearch.cli.common import (
     print_table,
     url_argument,
     url_or_environment,
+    warn_of_password,
 )
 
 
@@ -24,12 +25,15 @@ from mergesearch.cli.common import (
     ),
 )
 @url_argument
+@click.option("--storage", "option", metavar="URL", callback=warn_of_password, help="The same as URL.")
 @format_option
-def command(storage: str | None, output: str) -> None:
+def command(storage: str | None, option: str | None, output: str) -> None:
     """List the studies of a database: trials, failures and the highest dev score of each."""
     from mergesearch.storage.listing import list_studies
 
-    studies = list_studies(url_or_environment(storage))
+    if storage and option:
+        raise click.UsageError("name one database: URL or --storage")
+    studies = list_studies(url_or_environment(storage or option))
     if output == "json":
         print_json([{**asdict(study), "created_at": study.created_at.isoformat()} for study in studies])
         return

@@ -67,8 +67,8 @@ This looks for the sources, refuses any whose content is not what was merged, an
 _SCORES = """
 ## Scores
 
-| split | collection | metric | score | queries |
-|---|---|---|---|---|
+| split | collection | model | metric | score | queries |
+|---|---|---|---|---|---|
 {rows}
 
 Scores on the dev split are selection scores: the coefficients were chosen on those queries.
@@ -202,19 +202,28 @@ def _licences(provenance: Mapping[str, Any]) -> str:
 
 
 def _luck(dev: Mapping[str, Any]) -> str:
-    """What is known of the luck in the dev score."""
+    """What is known of the luck in the dev score, and that scores over a pool are higher."""
+    pooled = ", ".join(name for name, c in dev["collections"].items() if c.get("pool"))
+    scale = (
+        f"On {pooled} the dev queries ranked a smaller corpus than the whole, so these scores are not to be compared "
+        "with those of a test split.\n"
+        if pooled
+        else ""
+    )
     if dev["optimism"] is None:
-        return "The merge was named by hand: how much of its dev score is luck was not estimated."
+        return f"{scale}The merge was named by hand: how much of its dev score is luck was not estimated."
     return (
-        f"Of the dev score {dev['value']:.4f} about {dev['optimism']:.4f} is luck, so that about {dev['expected']:.4f} "
-        f"is to be expected on other queries of the kind. Choice: {dev['verdict']}."
+        f"{scale}Of the dev score {dev['value']:.4f} about {dev['optimism']:.4f} is luck, so that about "
+        f"{dev['expected']:.4f} is to be expected on other queries of the kind. Choice: {dev['verdict']}."
     )
 
 
 def _scores(provenance: Mapping[str, Any]) -> list[str]:
     rows = [
-        _row("dev", name, c["metric"], f"{c['score']:.4f}", c["queries"])
+        _row("dev", name, "this merge", c["metric"], f"{c['score']:.4f}", c["queries"])
         for name, c in provenance["dev"]["collections"].items()
     ]
-    tested = provenance["test"]
-    return rows + [_row(r["split"], r["collection"], r["metric"], f"{r['score']:.4f}", r["queries"]) for r in tested]
+    for r in provenance["test"]:
+        for model, score in {"this merge": r["score"], **r.get("others", {})}.items():
+            rows.append(_row(r["split"], r["collection"], model, r["metric"], f"{score:.4f}", r["queries"]))
+    return rows

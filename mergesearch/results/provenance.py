@@ -6,7 +6,7 @@ The card is written from it alone, and `mergesearch merge` makes the model again
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice
+from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST
 from mergesearch.results.licences import Licence, read_licence
 from mergesearch.sources.locate import hub_id
 from mergesearch.storage import Reading, redact
@@ -47,6 +48,7 @@ def provenance_of(
         for r in store.test_readings()
         if r.fingerprint == recipe.fingerprint and not _searched_on(study, r)
     }
+    pooled = {c.name for c in study.parsed.content.evaluation.collections if c.pool is not None}
     datasets = {c.name: _hub_dataset(c, study.parsed.folder) for c in study.parsed.content.evaluation.collections}
     return {
         "format": FORMAT,
@@ -68,6 +70,7 @@ def provenance_of(
                     "rescored": again.mean,
                     "queries": len(c.query_ids),
                     "weight": c.weight,
+                    "pool": c.collection in pooled,
                 }
                 for c, again in zip(recorded.collections, rescored.collections, strict=True)
             },
@@ -81,11 +84,25 @@ def provenance_of(
                 "score": r.scores.mean,
                 "queries": len(r.scores.query_ids),
                 "at": r.at.isoformat(),
+                "others": _others(r, store.test_readings()),
             }
             for r in readings.values()
         ],
         "versions": {"study": dict(store.record.versions), "export": versions()},
         "exported_at": now(),
+    }
+
+
+def _others(mine: Reading, readings: Sequence[Reading]) -> dict[str, float]:
+    """Mean scores of every source alone and the uniform average on the same test queries, the newest of each."""
+    return {
+        r.subject: r.scores.mean
+        for r in readings
+        if (r.command, r.split, r.scores.collection, r.scores.metric)
+        == (COMMAND, mine.split, mine.scores.collection, mine.scores.metric)
+        and r.scores.query_ids == mine.scores.query_ids
+        and r.fingerprint != mine.fingerprint
+        and not r.subject.startswith((CHOSEN, HIGHEST))  # other merges of the study
     }
 
 

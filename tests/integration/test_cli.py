@@ -203,7 +203,22 @@ def test_studies_of_a_database(tiny: TinyStudy) -> None:
     assert listed[0]["best_value"] == status["trials"][status["best"]]["value"]
     table = mergesearch("studies", tiny.storage).out.splitlines()
     assert [line.split()[0] for line in table] == ["study", "tiny"]
+    assert mergesearch("studies", "--storage", tiny.storage).out.splitlines() == table
+    assert mergesearch("studies", tiny.storage, "--storage", tiny.storage).code == 2
     assert mergesearch("studies", "sqlite:///nowhere.db").code == 4
+
+
+def test_what_is_missing_is_named_by_what_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MERGESEARCH_STORAGE", "MERGESEARCH_STORAGE_FILE", "OPTUNA_STORAGE"):
+        monkeypatch.delenv(variable, raising=False)
+    assert "neither a study file nor a model folder" in mergesearch("evaluate", tmp_path / "away").err
+    assert "name a study file, or a database" in mergesearch("dashboard").err
+
+
+def test_a_run_that_goes_on_says_so(tiny: TinyStudy) -> None:
+    again = mergesearch("run", tiny.file)
+    assert "going on: 5 trials evaluated before" in again.out
+    assert "going on" not in mergesearch("run", "--quiet", tiny.file).out
 
 
 @pytest.mark.parametrize("command", ["status", "best", "plan", "methods"])

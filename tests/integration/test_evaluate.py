@@ -163,7 +163,10 @@ def test_every_reading_of_the_test_split_is_recorded_and_counted(tmp_path: Path)
         found = export_merge(study, store, tmp_path / "merged")
         (told,) = json.loads((found.folder / RECIPE_FILE).read_text(encoding="utf-8"))["test"]
         assert told["score"] == last.models[-1].result.value
-        assert f"| test | made | ndcg@10 | {told['score']:.4f} | 8 |" in (found.folder / "README.md").read_text()
+        assert (
+            f"| test | made | this merge | ndcg@10 | {told['score']:.4f} | 8 |"
+            in (found.folder / "README.md").read_text()
+        )
 
 
 def test_dev_scores_are_the_recorded_ones_and_called_selection_scores(finished: tuple[Study, StudyStore]) -> None:

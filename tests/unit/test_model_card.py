@@ -86,6 +86,24 @@ def test_only_test_scores_are_metadata() -> None:
     assert "0.4123" in model_card(found)  # in the text, where it is said what it is
 
 
+def test_test_scores_stand_beside_those_of_the_sources() -> None:
+    found = provenance()
+    found["test"][0]["others"] = {"retriever alone": 0.38, "uniform average": 0.39}
+    text = model_card(found)
+    assert "| test | a\\|b | this merge | ndcg@10 | 0.4000 | 9 |" in text
+    assert "| test | a\\|b | retriever alone | ndcg@10 | 0.3800 | 9 |" in text
+    results = ModelCard(text).data.eval_results
+    assert results is not None
+    assert [r.metric_value for r in results] == [0.4]  # of this model only
+
+
+def test_dev_scores_over_a_pool_are_not_to_be_compared() -> None:
+    found = provenance()
+    assert "smaller corpus" not in model_card(found)
+    found["dev"]["collections"]["a|b"]["pool"] = True
+    assert "ranked a smaller corpus than the whole" in model_card(found)
+
+
 @pytest.mark.parametrize(
     ("retriever", "domain", "expected", "told"),
     [
@@ -116,8 +134,8 @@ def test_recipe_and_scores_are_tables() -> None:
     text = model_card(provenance())
     assert "| embeddings | embeddings | copied from retriever |" in text
     assert "| segment_1 | layer.0 | weight[retriever] = 0.5, weight[domain] = 0.5 |" in text
-    assert r"| dev | a\|b | ndcg@10 | 0.4123 | 8 |" in text
-    assert r"| test | a\|b | ndcg@10 | 0.4000 | 9 |" in text
+    assert r"| dev | a\|b | this merge | ndcg@10 | 0.4123 | 8 |" in text
+    assert r"| test | a\|b | this merge | ndcg@10 | 0.4000 | 9 |" in text
     assert "Scores on the dev split are selection scores" in text
     assert "Of the dev score 0.4123 about 0.0123 is luck, so that about 0.4000 is to be expected" in text
     by_hand = provenance()

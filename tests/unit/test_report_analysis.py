@@ -26,6 +26,7 @@ from mergesearch.results.report.text import REPLACED, readable
 from mergesearch.results.view import StudyView, TrialView, read_view
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
+from mergesearch.study_schema import PoolEntry
 from tests.tiny_studies import TinyStudy
 
 START = datetime(2026, 1, 1)
@@ -264,6 +265,14 @@ def test_cautions_name_what_is_wrong(view: StudyView) -> None:
     assert "The test split was not read" in titles(view)
     assert "test split was not read" not in titles(view, [reading(a_alone=(0.05, 0.001))])
     assert "worse than a alone" in titles(view, [reading(a_alone=(-0.05, 0.001))])
+    assert "different scales" not in titles(view, [reading(a_alone=(0.05, 0.001))])
+    content = view.study.parsed.content
+    (entry,) = content.evaluation.collections
+    pooled = entry.model_copy(update={"pool": PoolEntry(negatives=2)})
+    evaluation = content.evaluation.model_copy(update={"collections": [pooled]})
+    parsed = replace(view.study.parsed, content=content.model_copy(update={"evaluation": evaluation}))
+    over_a_pool = replace(view, study=replace(view.study, parsed=parsed))
+    assert "different scales" in titles(over_a_pool, [reading(a_alone=(0.05, 0.001))])
     failed = replace(view.trials[0], state="fail", value=None, result=None, failure="out of luck")
     text = "\n".join(c.text for c in cautions(replace(view, trials=(*view.trials, failed)), (), ()))
     assert "Out of luck." in text

@@ -27,7 +27,7 @@ from mergesearch.results.mergekit.table import ENDS, Column, Parts, column, comp
 from mergesearch.sources.config import load_config
 from mergesearch.sources.groups import Group, Grouping
 from mergesearch.sources.layout import COMPONENTS, read_layout
-from mergesearch.sources.locate import model_folder
+from mergesearch.sources.locate import locate, model_folder
 from mergesearch.study_checks import search_space
 from mergesearch.study_file import parse_study_text
 
@@ -112,6 +112,8 @@ def _config_folder(model: Reference, folder: Path) -> Path:
     for start in (Path(), folder):  # mergekit's paths start where it is called
         if (start / model.path).is_dir():
             return model_folder((start / model.path).resolve())
+    if model.path.startswith(("package:", ".", "/", "~")):  # no name for the hub, which would only say so
+        return model_folder(locate(model.path, relative_to=folder))
     downloaded = huggingface_hub.hf_hub_download(model.path, "config.json", revision=model.revision)
     return Path(downloaded).parent
 
@@ -131,6 +133,7 @@ class _Importer:
         options = self._options()
         self._read_columns()
         self.file.raise_if_any()
+        self._note_idle_filters()
         grouping, groups = divide(list(self.columns.values()), self.file, self.parts)
         merge = self._merge(grouping, groups, options)
         content = CommentedMap()
@@ -222,6 +225,16 @@ class _Importer:
             for wrong in declared.problems(number):
                 self.file.problem(f"{wrong} ({found.settings[place].line})", "parameters", declared.name)
                 return
+
+    def _note_idle_filters(self) -> None:
+        """Filters are parts of names, and names differ by architecture: `self_attn` is nothing to a BERT."""
+        layout = self.parts.layout
+        example = self.parts.prefix + next(n for p in layout.places if p.startswith("layer.") for n in layout.names(p))
+        for wanted in (w for w, applies in self.file.filters.items() if not applies):
+            self.file.notes.append(
+                f"the filter {wanted!r} is in no tensor's name of {self.template}, such as {example}, so it does "
+                "nothing, in mergekit either"
+            )
 
     def _invent(self, weighted: list[Reference]) -> None:
         for name, declared in self.method.coefficients.items():

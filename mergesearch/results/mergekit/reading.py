@@ -78,6 +78,7 @@ class MergekitFile:
         dtype: what the result is stored in, where the file says so.
         problems: what cannot be said in a study.
         notes: what is left out without harm.
+        filters: those that were tried, and whether any tensor's name has them.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class MergekitFile:
     dtype: str | None = None
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    filters: dict[str, bool] = field(default_factory=dict)
 
     def problem(self, message: str, *keys: Key) -> None:
         """Note something that cannot be said."""
@@ -129,7 +131,10 @@ class MergekitFile:
         if isinstance(entry, list) and any(isinstance(e, Mapping) for e in entry):
             for i, condition in enumerate(entry):
                 wanted = condition.get("filter") if isinstance(condition, Mapping) else None
-                if wanted is None or wanted == "*" or wanted in tensor:
+                applies = wanted is None or wanted == "*" or wanted in tensor
+                if wanted is not None:
+                    self.filters[wanted] = self.filters.get(wanted, False) or applies
+                if applies:
                     value = condition.get("value") if isinstance(condition, Mapping) else condition
                     return self._evaluate(value, (*keys, i), tensor)
             return None

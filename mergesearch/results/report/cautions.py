@@ -103,6 +103,13 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             elif test.p_holm >= ALPHA and merged:
                 title = f"No clear difference from {test.against} on {t.split} queries"
                 yield Caution(title, f"On {t.scores.collection} the merge gains {numbers}: luck alone may explain it.")
+    pooled = [c.name for c in view.study.parsed.content.evaluation.collections if c.pool is not None]
+    if tests and pooled:
+        text = (
+            f"Dev queries of {', '.join(pooled)} rank a smaller corpus (`pool`), test queries the whole one. Each "
+            "split compares models by itself; the distance between a dev and a test score says nothing."
+        )
+        yield Caution("Dev and test scores are on different scales", text)
     times = times_read(view.readings)
     if times > 1:
         text = (
