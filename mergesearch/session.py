@@ -17,7 +17,7 @@ from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.study_file import storage_url
 from mergesearch.versions import versions
-from mergesearch.workers.evaluator import BatchProgress
+from mergesearch.workers.evaluator_spec import BatchProgress
 from mergesearch.workers.local_pool import LocalPool
 from mergesearch.workers.pool import WorkerPool
 from mergesearch.workers.residency import Residency

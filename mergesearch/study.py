@@ -35,7 +35,7 @@ from mergesearch.study_checks import given_measurements, sources_to_measure
 from mergesearch.study_file import ParsedStudy, artifact_location
 from mergesearch.study_inputs import collection_specs, encoding_files
 from mergesearch.study_schema import memory_bytes
-from mergesearch.workers.evaluator import CollectionSpec, EvaluationSettings, EvaluatorSpec
+from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluationSettings, EvaluatorSpec
 from mergesearch.workers.machine import default_threads
 from mergesearch.workers.prefix_memory import PrefixSpec
 

@@ -31,7 +31,7 @@ from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_schema import PromptsEntry, SourceEntry
-from mergesearch.workers.evaluator import CollectionSpec
+from mergesearch.workers.evaluator_spec import CollectionSpec
 
 _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
 

@@ -24,14 +24,8 @@ from mergesearch.results.recorded import check_unchanged
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import (
-    BatchProgress,
-    CollectionSpec,
-    EvaluationSettings,
-    TrialEvaluator,
-    build_retrieval,
-    open_with,
-)
+from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
+from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 
 FINAL_METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
 """What final tables show beside the study's own metric."""

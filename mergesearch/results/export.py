@@ -31,7 +31,8 @@ from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.saved import EMBEDDING_TOLERANCE, check_libraries, open_saved, unusable_is_an_export_error
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, build_retrieval, open_merger
+from mergesearch.workers.evaluator import build_retrieval, open_merger
+from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
 
 __all__ = ["EMBEDDING_TOLERANCE", "RECIPE_FILE", "SCORE_TOLERANCE", "Exported", "check_room", "export_merge"]
 

@@ -24,7 +24,7 @@ from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.study_schema import CollectionEntry
 from mergesearch.versions import versions
-from mergesearch.workers.evaluator import EvaluatorSpec
+from mergesearch.workers.evaluator_spec import EvaluatorSpec
 
 FORMAT = 1
 SETTINGS = ("pooling", "normalize", "similarity", "append_eos", "max_query_length", "max_document_length")

@@ -36,7 +36,8 @@ from mergesearch.sources.layout import EMBEDDINGS, read_layout
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.sources.vocabulary import hash_of_shared
 from mergesearch.versions import versions
-from mergesearch.workers.evaluator import EvaluationSettings, EvaluatorSpec, open_merger
+from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.evaluator_spec import EvaluationSettings, EvaluatorSpec
 
 _TEXTS = [["graph search", "the protein diet of a patient with cancer", "merge", "How do vitamins work?"]]
 """What the saved model is tried on: any text does."""

@@ -14,7 +14,7 @@ from mergesearch.errors import ExportError, MergesearchError
 from mergesearch.evaluation.encoder import DTYPES, Encoder, open_encoder
 from mergesearch.evaluation.loading import quiet_loading
 from mergesearch.merging.resident import ResidentMerger
-from mergesearch.workers.evaluator import EvaluatorSpec
+from mergesearch.workers.evaluator_spec import EvaluatorSpec
 
 EMBEDDING_TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """How far an embedding of `SentenceTransformer.encode` may lie from ours, as ‖a − b‖ / ‖b‖, by dtype. Both use the same

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec, TrialEvaluator, attempt
+from mergesearch.workers.evaluator import TrialEvaluator, attempt
+from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mergesearch.errors import SourceError, WorkerError
 from mergesearch.sources.locate import commit_of, hub_id, locate
-from mergesearch.workers.evaluator import EvaluatorSpec
+from mergesearch.workers.evaluator_spec import EvaluatorSpec
 
 
 def files_named(spec: EvaluatorSpec) -> dict[Path, str]:

@@ -19,7 +19,7 @@ from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening
 
 if TYPE_CHECKING:
-    from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
+    from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
 
 
 @dataclass(frozen=True)

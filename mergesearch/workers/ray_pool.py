@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from mergesearch.errors import WorkerError
-from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
+from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
 from mergesearch.workers.node_files import files_named
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 from mergesearch.workers.ray_cluster import Request, check_device, check_room, connect, evidence, kill, nodes, room

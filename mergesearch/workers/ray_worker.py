@@ -11,7 +11,8 @@ from pathlib import Path
 import ray
 
 from mergesearch.errors import MergesearchError
-from mergesearch.workers.evaluator import EvaluatorSpec, TrialEvaluator, attempt
+from mergesearch.workers.evaluator import TrialEvaluator, attempt
+from mergesearch.workers.evaluator_spec import EvaluatorSpec
 from mergesearch.workers.metrics import readings
 from mergesearch.workers.node_files import with_files_here
 from mergesearch.workers.pool import Outcome, ScreeningTask, Task

@@ -109,7 +109,7 @@ def main() -> None:
 
 def _reduced(sample: Sample, folder: Path) -> Sample:
     """The dev sample as a collection of its own, so that no side pays for more."""
-    from mergesearch.workers.evaluator import CollectionSpec
+    from mergesearch.workers.evaluator_spec import CollectionSpec
 
     options = {"folder": str(sample.collection)}
     spec = CollectionSpec(

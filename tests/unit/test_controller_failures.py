@@ -18,7 +18,7 @@ from mergesearch.controller import (
 )
 from mergesearch.errors import WorkerError
 from mergesearch.session import Workers, open_store, run_study
-from mergesearch.workers.evaluator import BatchProgress, EvaluatorSpec
+from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from mergesearch.errors import WorkerError
 from mergesearch.resolving import load_study
 from mergesearch.sources.locate import commit_of, hub_id
-from mergesearch.workers.evaluator import EvaluatorSpec
+from mergesearch.workers.evaluator_spec import EvaluatorSpec
 from mergesearch.workers.node_files import files_named, with_files_here
 from tests.tiny_studies import TinyStudy, make_study
 

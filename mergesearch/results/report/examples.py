@@ -20,7 +20,8 @@ from mergesearch.results.view import StudyView
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.training.cache import cached
-from mergesearch.workers.evaluator import BatchProgress, TrialEvaluator
+from mergesearch.workers.evaluator import TrialEvaluator
+from mergesearch.workers.evaluator_spec import BatchProgress
 
 KIND = "rankings"
 """The folder in the cache."""

@@ -18,7 +18,7 @@ from mergesearch.results.report.remembered import remembered_study
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.store import StudyStore
 from mergesearch.study_file import ParsedStudy
-from mergesearch.workers.evaluator import BatchProgress
+from mergesearch.workers.evaluator_spec import BatchProgress
 
 
 class ReportError(MergesearchError):
