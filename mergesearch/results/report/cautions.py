@@ -216,6 +216,10 @@ def _of_trials(view: StudyView) -> Iterator[Caution]:
     if states["pruned"]:
         text = "They could not win and were stopped before their last query, so their scores are estimates."
         yield Caution(f"{states['pruned']} of {n} trials were stopped early", text)
+    if view.choice is not None and view.choice.set_aside:
+        names = ", ".join(f"{name} (at most {lost:g})" for name, lost in view.study.objectives.allowances.items())
+        text = f"Against {view.study.objectives.template} alone they lose more than they may on {names}."
+        yield Caution(f"{view.choice.set_aside} merges are set aside", text)
     if states["running"]:
         text = "They have not ended: the study is going on, or was interrupted. Running it again goes on with them."
         yield Caution(f"{states['running']} of {n} trials are unfinished", text)
