@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
@@ -141,15 +142,20 @@ class StudyView:
         """Share of each searched coefficient in the variance of scores, see `search.importance`."""
         return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
 
-    def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
+    def best_so_far(self) -> list[tuple[TrialView, float]]:
         """Trials with a value in the order in which they ended, each with the highest value until then."""
         found, best = [], float("-inf")
-        scored = [t for t in (self.trials if trials is None else trials) if t.value is not None and t.ended is not None]
-        for t in sorted(scored, key=lambda t: (t.ended, t.number)):
-            assert t.value is not None
-            best = max(best, t.value)
-            found.append((t, best))
+        for t in _as_ended(self.trials):
+            if t.value is not None:
+                best = max(best, t.value)
+                found.append((t, best))
         return found
+
+    @cached_property
+    def tokens_by_then(self) -> Mapping[int, int]:
+        """By number, the tokens that all trials took which had ended when this one did, whatever became of them."""
+        ended = _as_ended(self.trials)
+        return dict(zip((t.number for t in ended), accumulate(t.tokens for t in ended), strict=True))
 
     def _numbered(self, number: int) -> TrialView:
         return next(t for t in self.trials if t.number == number)
@@ -157,6 +163,10 @@ class StudyView:
     def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
         scored = {t.fingerprint: t for t in self.scored}
         return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
+
+
+def _as_ended(trials: Iterable[TrialView]) -> list[TrialView]:
+    return sorted((t for t in trials if t.ended is not None), key=lambda t: (t.ended, t.number))
 
 
 def read_view(study: Study, store: StudyReader) -> StudyView:
