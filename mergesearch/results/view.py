@@ -15,6 +15,7 @@ from typing import Any
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.results.distance import Distances
 from mergesearch.search.importance import importances
 from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
@@ -114,9 +115,19 @@ class StudyView:
 
     @cached_property
     def sources(self) -> Mapping[str, TrialView]:
-        """The scored trials of sources alone, as the study's space can give them, by source."""
-        study = self.study
-        return self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        """The scored trials of sources alone, by source.
+
+        As the study's space gives them; and the best source alone that `choose` found among the merges, where other
+        coefficients than those give it, too.
+        """
+        study, choice = self.study, self.choice
+        found = self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        if choice is not None and choice.source_number is not None:
+            best = self._numbered(choice.source_number)
+            name = None if best.recipe is None else Distances(study).nearest(best.recipe)[1]
+            if name is not None:
+                found.setdefault(name, best)
+        return found
 
     @cached_property
     def uniform(self) -> TrialView | None:
