@@ -70,8 +70,6 @@ class Controller:
         self._search = study.parsed.content.search
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
-        self.screened: ScreeningReport | None = None
-        """The newest prediction of merges, for strategies that predict."""
         self._budget = Budget(self._search)
         self._flight = Flight(study.parsed.content.workers.gpus)
         self._predictor = Predictor(store, pool, self._search.retries, self._settle_all, self._flight.forget)
@@ -159,7 +157,6 @@ class Controller:
         values = [t.value for t in complete if t.value is not None]
         self._best = max(values, default=-math.inf)
         self._anchors = Anchors(self._study, history)
-        self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
 
     def _take_over(self) -> None:
         """Take over trials whose coordinator is gone; they come before any new one."""
@@ -330,7 +327,6 @@ class Controller:
         self._tell(self._listener.screening)
         found = self._predictor.predict(screening)
         self._summary.extra_tokens += found.tokens
-        self.screened = found.report
         self._tell(self._listener.screened, found.report)
         return found.report
 

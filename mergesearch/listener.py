@@ -24,9 +24,6 @@ class Listener:
     def planned(self, sources: str) -> None:
         """Where the sources are kept, in words; said before they are loaded."""
 
-    def recorded(self, finished: int) -> None:
-        """So many trials had ended before this call of `run_study`."""
-
     def waiting(self, what: str) -> None:
         """There is nothing to do until something happens elsewhere; said once for each reason."""
 

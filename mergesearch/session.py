@@ -180,14 +180,9 @@ def run_study(
         listener.planned("workers: Ray starts them, and they load the sources")
     keeper = Keeper(study, store)
     controller = Controller(study, store, workers.serve(study, progress, residency), Listeners(listener, keeper))
-    try:
-        summary = controller.run()
-    except WorkerError:
-        workers.close()  # there may be none left, which would serve no other study
-        keeper.keep()
-        raise
-    except KeyboardInterrupt:
-        keeper.keep()
-        raise
-    keeper.keep()
-    return summary
+    with keeper:
+        try:
+            return controller.run()
+        except WorkerError:
+            workers.close()  # there may be none left, which would serve no other study
+            raise

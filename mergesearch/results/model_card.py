@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mergesearch.recipe import MergeRecipe
+from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.licences import common, concerns
 from mergesearch.results.provenance import licences_of
 from mergesearch.sources.layout import span
@@ -95,7 +96,9 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         method=recipe.method,
         origin="searched" if dev else "given",
         encoding=_encoding(provenance["encoding"], scored=bool(dev)),
-        rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
+        rows="\n".join(
+            _row(g.name, span(g.places), ", ".join(coefficient_words(recipe, g, digits=6))) for g in recipe.groups
+        ),
         fingerprint=recipe.fingerprint,
         version=version.get("mergesearch", ""),
         weights=provenance["weights"],
@@ -169,18 +172,6 @@ def _encoding(encoding: Mapping[str, Any], *, scored: bool) -> str:
 
 def _row(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:
-    if copy_from is not None:
-        return f"copied from {copy_from}"
-    parts = []
-    for name, value in coefficients.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}[{source}] = {number:.6g}" for source, number in value.items()]
-        else:
-            parts.append(f"{name} = {value:.6g}")
-    return ", ".join(parts)
 
 
 def _mergekit(found: Mapping[str, Any] | None) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.results.distance import Distances
 from mergesearch.search.importance import importances
 from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
@@ -113,9 +115,19 @@ class StudyView:
 
     @cached_property
     def sources(self) -> Mapping[str, TrialView]:
-        """The scored trials of sources alone, as the study's space can give them, by source."""
-        study = self.study
-        return self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        """The scored trials of sources alone, by source.
+
+        As the study's space gives them; and the best source alone that `choose` found among the merges, where other
+        coefficients than those give it, too.
+        """
+        study, choice = self.study, self.choice
+        found = self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        if choice is not None and choice.source_number is not None:
+            best = self._numbered(choice.source_number)
+            name = None if best.recipe is None else Distances(study).nearest(best.recipe)[1]
+            if name is not None:
+                found.setdefault(name, best)
+        return found
 
     @cached_property
     def uniform(self) -> TrialView | None:
@@ -141,15 +153,20 @@ class StudyView:
         """Share of each searched coefficient in the variance of scores, see `search.importance`."""
         return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
 
-    def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
+    def best_so_far(self) -> list[tuple[TrialView, float]]:
         """Trials with a value in the order in which they ended, each with the highest value until then."""
         found, best = [], float("-inf")
-        scored = [t for t in (self.trials if trials is None else trials) if t.value is not None and t.ended is not None]
-        for t in sorted(scored, key=lambda t: (t.ended, t.number)):
-            assert t.value is not None
-            best = max(best, t.value)
-            found.append((t, best))
+        for t in _as_ended(self.trials):
+            if t.value is not None:
+                best = max(best, t.value)
+                found.append((t, best))
         return found
+
+    @cached_property
+    def tokens_by_then(self) -> Mapping[int, int]:
+        """By number, the tokens that all trials took which had ended when this one did, whatever became of them."""
+        ended = _as_ended(self.trials)
+        return dict(zip((t.number for t in ended), accumulate(t.tokens for t in ended), strict=True))
 
     def _numbered(self, number: int) -> TrialView:
         return next(t for t in self.trials if t.number == number)
@@ -157,6 +174,10 @@ class StudyView:
     def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
         scored = {t.fingerprint: t for t in self.scored}
         return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
+
+
+def _as_ended(trials: Iterable[TrialView]) -> list[TrialView]:
+    return sorted((t for t in trials if t.ended is not None), key=lambda t: (t.ended, t.number))
 
 
 def read_view(study: Study, store: StudyReader) -> StudyView:
