@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Choice:
             `unknown` where no source alone was evaluated, and the choice is the highest without recommendation.
         nearest: the source that the chosen merge is nearest to; None for methods that give no source alone.
         distance: how far from it, see `Distances`; None with `nearest`.
+        on_queries: what the scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Choice:
     verdict: str
     nearest: str | None
     distance: float | None
+    on_queries: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -76,14 +78,17 @@ class Choice:
 
     def describe(self) -> str:
         """Two or three lines for people."""
-        chosen = f"chosen: trial {self.number} ({self.label}), dev score {luck_in(self.value, self.optimism)}"
+        chosen = f"chosen: trial {self.number} ({self.label}), dev score {self._shown(self.value, self.optimism)}"
         if self.number == self.best_number:
             return f"{chosen}; it is also the highest\n{self.reason()}"
-        best = luck_in(self.best_value, self.best_optimism)
+        best = self._shown(self.best_value, self.best_optimism)
         highest = f"highest: trial {self.best_number} ({self.best_label}), dev score {best}"
         if self.best_value == self.value and self.nearest is not None:
             highest += f"; of equal scores the merge nearer to {self.nearest} is preferred"
         return f"{chosen}\n{highest}\n{self.reason()}"
+
+    def _shown(self, value: float, optimism: float) -> str:
+        return luck_in(value, optimism, self.on_queries)
 
     def reason(self) -> str:
         """The verdict in words."""
@@ -103,11 +108,11 @@ class Choice:
         return f"the merge {gains}; 95% interval of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
 
 
-def luck_in(value: float, optimism: float | None) -> str:
-    """A dev score with what is known of it."""
+def luck_in(value: float, optimism: float | None, on_queries: str = "") -> str:
+    """A dev score with what is known of it, and of the queries that it is on."""
     amount = "" if optimism is None else "less than 0.0001" if optimism < 0.00005 else f"about {optimism:.4f}"
     luck = amount and f"; {amount} of it is luck"
-    return f"{value:.4f} (a selection score{luck})"
+    return f"{value:.4f} (a selection score{on_queries}{luck})"
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def choose(
         )
     if not candidates:
         raise NothingScoredError(f"study {study.name!r} has no scored trial yet; `mergesearch run` it first")
-    return pick(candidates)
+    return replace(pick(candidates), on_queries=store.record.on_queries)
 
 
 def pick(candidates: Sequence[Candidate]) -> Choice:
