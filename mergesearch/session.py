@@ -38,7 +38,7 @@ def study_record(study: Study) -> StudyRecord:
         file_name=study.parsed.path.name,
         versions=versions(),
         defaults=study.score_defaults(),
-        metric=content.evaluation.metric,
+        metric=study.metric,
         objectives=study.objectives.names if study.objectives.several else (),
     )
 

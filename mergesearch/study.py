@@ -15,6 +15,7 @@ import torch
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
+from mergesearch.evaluation.labels import PSEUDO, on_queries
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.objectives import Objectives
 from mergesearch.evaluation.racing import RacingSettings
@@ -232,6 +233,11 @@ class Study:
         whole = source == self.parsed.content.merge.template or all(g.merged for g in self.groups)
         return f"{source} alone" if whole else f"{source}'s layers"
 
+    @property
+    def metric(self) -> str:
+        """What trials are scored by, as people are to read it: `ndcg@10`, or `ndcg@10 on pseudo-queries`."""
+        return self.parsed.content.evaluation.metric + on_queries([c.pseudo_queries for c in self.collection_specs()])
+
     def collection_specs(self, *, test: bool = False) -> tuple[CollectionSpec, ...]:
         """The dev splits that trials are scored on, or the whole test splits."""
         return collection_specs(self.parsed, test=test)
@@ -337,7 +343,13 @@ class Study:
 
     def notes(self) -> list[str]:
         """What a user should know before trusting the study's outcome."""
-        notes = [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
+        notes = [
+            f"{c.name}: dev scores are on {PSEUDO}, which no user asked and nobody judged: they say how well a merge "
+            "finds documents by words of their own"
+            for c in self.collection_specs()
+            if c.pseudo_queries
+        ]
+        notes += [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
         if self.shared is not None:
             notes.append(
                 f"embeddings: {len(self.shared):,} of the template's {self.layout.vocab_size:,} rows belong to tokens "
@@ -410,6 +422,7 @@ class Study:
                         "content": c.content_hash,
                         "weight": spec.weight,
                         "prompts": dict(spec.prompts),
+                        **({"pseudo_queries": True} if spec.pseudo_queries else {}),
                         **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
                     }
                     for c, spec, entry in zip(

@@ -313,7 +313,7 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
         folder = options.get("folder")
         return name, {**options, "folder": folder and (parsed.folder / str(folder)).resolve()}, split
 
-    tests = [read(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
+    tests = [read(*c.tested, c.test_split) for c in parsed.content.evaluation.collections]
     if collection.split == "test" or read(collection.format, collection.options, collection.split) in tests:
         checks.add("examples may not be test queries, which are to choose nothing", *keys, "split")
 
@@ -381,8 +381,11 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
         options = FORMATS[collection.format].options
         checks.options(options, collection.options, *keys, beside=CollectionEntry)
         if collection.test and not checks.found_at(*keys):
-            merged = {**collection.options, **collection.test}
-            checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+            name, merged = collection.tested
+            if name not in FORMATS:
+                checks.add(unknown("collection format", name, FORMATS), *keys, "test", "format")
+            else:
+                checks.options(FORMATS[name].options, merged, *keys, "test", beside=CollectionEntry)
     _check_objectives(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)

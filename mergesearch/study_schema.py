@@ -252,7 +252,8 @@ class CollectionEntry(_Closed):
     test_split: str = "test"
     """The queries that `evaluate` reads, and nothing else."""
     test: dict[str, Any] = {}
-    """Options of the format that differ for the test split, such as another `folder`."""
+    """Options of the format that differ for the test split, such as another `folder`; or all options of another
+    `format`, where judged queries are to test what pseudo-queries chose."""
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
     pool: PoolEntry | None = None
@@ -269,6 +270,14 @@ class CollectionEntry(_Closed):
     def options(self) -> dict[str, Any]:
         """The format's own options."""
         return dict(self.model_extra or {})
+
+    @property
+    def tested(self) -> tuple[str, dict[str, Any]]:
+        """Format and options of the test split."""
+        given = dict(self.test)
+        if "format" in given:
+            return str(given.pop("format")), given
+        return self.format, {**self.options, **given}
 
 
 class EvaluationEntry(_Closed):

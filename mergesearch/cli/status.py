@@ -108,7 +108,7 @@ def _show(store: StudyStore, budget: float | None, file: str, output: str) -> No
             )
             for t in status.trials
         ],
-        title=status.study,
+        title=f"{status.study}: dev scores{status.on_queries}" if status.on_queries else status.study,
     )
     click.echo(status.summary())
     click.echo(status.who(file))

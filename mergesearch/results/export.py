@@ -106,9 +106,8 @@ def export_merge(
         said = mergekit_config(recipe, study.layout, study.checkpoints, {**study.folders, **study.adapters})
         with writing(out):
             write_own_files(partial, provenance, said)
-    metric = study.parsed.content.evaluation.metric
     warnings = tuple(concerns(licences_of(provenance)))
-    return Exported(out, number, metric, recorded.value, rescored.value, warnings)
+    return Exported(out, number, study.metric, recorded.value, rescored.value, warnings)
 
 
 def save_merged(encoder: Encoder, template: Path, partial: Path, out: Path) -> bool:

@@ -50,6 +50,7 @@ class Status:
         wanted: what all coordinators are told to do: `run`, `pause`, `drain` or `stop`.
         coordinators: who drives the study now.
         gpu_hours_granted: by the study file, None for any number.
+        on_queries: what dev scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     study: str
@@ -59,6 +60,7 @@ class Status:
     wanted: str = "run"
     coordinators: tuple[CoordinatorState, ...] = ()
     gpu_hours_granted: float | None = None
+    on_queries: str = ""
 
     def count(self, state: str) -> int:
         """How many trials are in a state."""
@@ -94,7 +96,8 @@ class Status:
         best = next((t for t in self.trials if t.number == self.best), None)
         ending = ""
         if best is not None and best.value is not None:
-            ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
+            score = luck_in(best.value, self.best_optimism, self.on_queries)
+            ending = f"; highest: trial {best.number}, dev score {score}"
         off = "" if self.prediction_error is None else f"; predictions were {self.prediction_error:.4f} off on average"
         held = f"; {self.gpu_hours:.3g} GPU-hours" if self.gpu_hours else ""
         held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
@@ -164,4 +167,5 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
         wanted=store.wants(),
         coordinators=tuple(alive.values()),
         gpu_hours_granted=gpu_hours,
+        on_queries=store.record.on_queries,
     )

@@ -91,8 +91,8 @@ class StudyView:
 
     @property
     def metric(self) -> str:
-        """For example `ndcg@10`."""
-        return self.study.parsed.content.evaluation.metric
+        """For example `ndcg@10`, or `ndcg@10 on pseudo-queries`."""
+        return self.study.metric
 
     @cached_property
     def scored(self) -> tuple[TrialView, ...]:

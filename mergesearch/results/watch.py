@@ -66,6 +66,7 @@ class Snapshot:
         workers: those that have a trial, and those that had one lately, by name.
         coordinators: the processes that drive the study now.
         wanted: what they are told to do: `run`, `pause`, `drain` or `stop`.
+        on_queries: what dev scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     study: str
@@ -84,6 +85,7 @@ class Snapshot:
     workers: tuple[WorkerState, ...]
     coordinators: tuple[CoordinatorState, ...]
     wanted: str
+    on_queries: str = ""
 
     @property
     def over(self) -> bool:
@@ -177,6 +179,7 @@ class Watch:
             workers=_workers(driven.values(), running),
             coordinators=coordinators,
             wanted=wanted,
+            on_queries=self._store.record.on_queries,
         )
         return replace(found, luck=self._luck_in(found))
 

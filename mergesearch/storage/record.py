@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergesearch.errors import ResumeError
+from mergesearch.evaluation.labels import on_queries
 
 PLANNED = "planned_trials"
 """Entry of `StudyRecord.other`: how many trials the study will have, null where nobody knows beforehand."""
@@ -63,6 +64,12 @@ class StudyRecord:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
     objectives: tuple[str, ...] = ()
+
+    @property
+    def on_queries(self) -> str:
+        """What dev scores are on, where that is not judged queries alone; see `evaluation.labels`."""
+        collections = self.score_relevant.get("evaluation", {}).get("collections", {})
+        return on_queries([c.get("pseudo_queries", False) for c in collections.values()])
 
 
 def plain(value: Any) -> Any:

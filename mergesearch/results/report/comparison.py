@@ -63,4 +63,4 @@ def _sentence(pair: Pair) -> str:
     assert pair.comparison is not None
     better, worse = (pair.first, pair.second) if pair.comparison.mean_difference > 0 else (pair.second, pair.first)
     difference = abs(pair.comparison.mean_difference)
-    return f"On {pair.collection} the merge of {better} is better than that of {worse} by {difference:.4f}."
+    return f"On {pair.where} the merge of {better} is better than that of {worse} by {difference:.4f}."
