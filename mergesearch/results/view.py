@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
 from mergesearch.search.importance import importances
@@ -43,6 +43,7 @@ class TrialView:
         failure: why it has no score.
         anchor: it was enqueued (a source alone, the uniform average, a given point), and no strategy proposed it.
         strategy: which one proposed it; empty for anchors.
+        imported: which trial of which other study it was that was evaluated; empty for those of this study.
     """
 
     number: int
@@ -65,6 +66,7 @@ class TrialView:
     failure: str | None
     anchor: bool = False
     strategy: str = ""
+    imported: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 failure=attrs.get("failure"),
                 anchor="anchor" in attrs,
                 strategy=str(proposal_attrs(t).get("strategy", "")),
+                imported=str(attrs.get(IMPORTED_ATTR, "")),
             )
         )
     try:
