@@ -60,10 +60,10 @@ class Brought:
     def describe(self) -> str:
         """One line for people."""
         of = self.taken + sum(self.left.values())
-        what = "are evaluated again" if self.again else "came over with their scores"
+        how = "to be evaluated again" if self.again else "with their scores"
         why = ", ".join(f"{n} {reason}" for reason, n in self.left.items() if n)
         share = f"{self.taken} of its {of} merges" if why else f"all {of} merges"
-        return f"started from {self.study}: {share} {what}" + (f"; left: {why}" if why else "")
+        return f"start from {self.study}: {share}, {how}" + (f"; without {why}" if why else "")
 
 
 @dataclass(frozen=True)
@@ -128,29 +128,37 @@ def bring(study: Study, store: StudyStore, other: StudyReader) -> Brought:
     Raises:
         StudyFileError: nothing is scored there yet.
     """
+    merges, brought = offered(study, other)
+    if not brought.taken and not set(brought.left) - set(_UNSCORED.values()):
+        message = f"study {brought.study!r} has no scored merge yet: run it first"
+        raise study.parsed.problems([Problem(message, study.parsed.where("search", "start_from"))])
+    if not brought.again:
+        here = sum(not _add(study, store, merge, brought.study) for merge in merges)
+        brought = replace(brought, taken=brought.taken - here, left={**brought.left, HERE: here})
+    points = [merge.params for merge in merges] if brought.again else []
+    told = {"search.start_from": ["", brought.describe()]}
+    store.note_start(brought.study, {"changed": told, "points": points})
+    return brought
+
+
+def offered(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Brought]:
+    """What another study has for this one, before anything is taken over.
+
+    Returns:
+        The merges, in number order, or the best first where they are to be evaluated again; and what is to be said.
+    """
     entry = study.parsed.content.search.start_from
     assert entry is not None
-    merges, left = known_merges(study, other)
-    if not merges and not left.keys() - set(_UNSCORED.values()):
-        message = f"study {entry.study!r} has no scored merge yet: run it first"
-        raise study.parsed.problems([Problem(message, study.parsed.where("search", "start_from"))])
-    points: list[Params] = []
     again = entry.scores == "again"
-    if again:
-        merges = [merge for merge in merges if not merge.anchor]
-    most = entry.best or (BEST_AGAIN if again else None)
-    kept = {merge.number for merge in highest(merges, most)}
-    if below := sum(merge.number not in kept and not merge.anchor for merge in merges):
-        left[f"below the best {most}"] += below
-    if again:
-        points = [merge.params for merge in highest(merges, most)]
-        brought = Brought(entry.study, len(points), left, again=True)
-    else:
-        taken = sum(_add(study, store, m, entry.study, left) for m in merges if m.anchor or m.number in kept)
-        brought = Brought(entry.study, taken, left)
-    told = {"search.start_from": ["", brought.describe()]}
-    store.note_start(entry.study, {"changed": told, "points": points})
-    return brought
+    known, left = known_merges(study, other)
+    ranked = highest([merge for merge in known if not merge.anchor])
+    most = entry.best or (BEST_AGAIN if again else len(ranked))
+    kept = ranked[:most]
+    if len(ranked) > most:
+        left[f"among the best {most}"] = len(ranked) - most
+    # What is enqueued here is evaluated here in any case, unless its score comes over.
+    merges = kept if again else [merge for merge in known if merge.anchor or merge in kept]
+    return merges, Brought(entry.study, len(merges), left, again)
 
 
 def with_inherited(study: Study, store: StudyStore) -> Study:
@@ -201,20 +209,16 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     return found, left
 
 
-def highest(merges: list[KnownMerge], most: int | None) -> list[KnownMerge]:
-    """The highest scoring merges that are no anchors, the best first; all of them for None."""
-    ranked = sorted((m for m in merges if not m.anchor), key=lambda m: (-m.result.value, m.number))
-    return ranked[:most]
+def highest(merges: list[KnownMerge]) -> list[KnownMerge]:
+    """Merges by the scores that they had, the best first."""
+    return sorted(merges, key=lambda m: (-m.result.value, m.number))
 
 
-def _add(study: Study, store: StudyStore, merge: KnownMerge, name: str, left: Counter[str]) -> bool:
-    """Whether a merge is a trial that came over, now or before; else it is counted under a reason."""
+def _add(study: Study, store: StudyStore, merge: KnownMerge, name: str) -> bool:
+    """Make a merge a trial; False where it was evaluated here before."""
     equal = [t for t in store.trials() if t.user_attrs.get("recipe") == merge.recipe.fingerprint]
-    if any(IMPORTED_ATTR in t.user_attrs for t in equal):
-        return True
     if any(t.state == TrialState.COMPLETE for t in equal):
-        left[HERE] += 1
-        return False
+        return any(IMPORTED_ATTR in t.user_attrs for t in equal)
     distributions = {k: v for k, v in study.space.distributions().items() if k in merge.params}
     store.add_scored(
         merge.params,
