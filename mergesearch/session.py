@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+from mergesearch import starting
 from mergesearch.controller import Controller
 from mergesearch.errors import WorkerError
 from mergesearch.listener import Listener, Listeners, Summary
@@ -143,7 +144,8 @@ def run_study(
 ) -> Summary:
     """Evaluate trials until the study's budget is used; what is already recorded counts.
 
-    A method that weighs sources by their losses has them measured first, here and not by the workers.
+    A method that weighs sources by their losses has them measured first, here and not by the workers. What comes over
+    from another study (`search.start_from`) is recorded before any trial is begun.
 
     Args:
         study: the resolved study.
@@ -157,6 +159,7 @@ def run_study(
         MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
         WorkerError: workers cannot be started or kept alive, or Ray would learn a password.
         SourceError: the loss of a source cannot be measured.
+        StudyFileError: the study that this one starts from scored other things.
     """
     if workers is None:
         with closing(Workers()) as own:
@@ -175,7 +178,13 @@ def run_study(
         listener.planned(plan.describe())
     else:
         listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
-    study = with_losses(study, store, listener.measured)
+    with starting.opened(study, store) as other:
+        if other is not None:
+            starting.bring_losses(study, store, other)
+        study = with_losses(study, store, listener.measured)
+        if other is not None:
+            listener.started_from(starting.bring(study, store, other).describe())
+    study = starting.with_inherited(study, store)
     if entry.kind == "ray" and not loaded:
         listener.planned("workers: Ray starts them, and they load the sources")
     keeper = Keeper(study, store)

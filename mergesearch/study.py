@@ -22,6 +22,7 @@ from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
+from mergesearch.search.points import Params
 from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
@@ -79,6 +80,7 @@ class Study:
         collections: the dev splits, sampled and pooled, in the file's order.
         examples: what losses of the sources are measured on; None where none are, or the study file gives them.
         measured: the losses as far as they are known, by coefficient and source: part of every recipe.
+        inherited: points that another study scored high, evaluated after what is enqueued.
     """
 
     parsed: ParsedStudy
@@ -92,6 +94,7 @@ class Study:
     collections: tuple[Collection, ...]
     examples: ExampleSet | None = None
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inherited: tuple[Params, ...] = ()
 
     @property
     def name(self) -> str:
@@ -208,12 +211,12 @@ class Study:
         return {g.name: coefficients for g in self.groups if g.merged}
 
     def anchors(self) -> list[Anchor]:
-        """What `search.enqueue` asks for, in its order; equal ones once."""
+        """What `search.enqueue` asks for, in its order, and `inherited` points; equal ones once."""
         found: list[tuple[str, Coefficients, str]] = []
         template = self.parsed.content.merge.template
         if self.objectives.allowances:  # what guards are measured against comes first
             found.append((self._name_alone(template), self.sources_alone()[template], template))
-        for entry in self.parsed.content.search.enqueue:
+        for entry in (*self.parsed.content.search.enqueue, *self.inherited):
             if entry == "sources":
                 found += [(self._name_alone(source), c, source) for source, c in self.sources_alone().items()]
             elif entry == "uniform":
@@ -386,9 +389,10 @@ class Study:
 
     def strategy(self) -> Strategy:
         """The strategy that the study file names, with its options."""
-        entry = self.parsed.content.search.strategy
-        chosen = STRATEGIES[entry.name]
-        strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+        search, seed = self.parsed.content.search, self.parsed.content.seed
+        chosen = STRATEGIES[search.strategy.name]
+        started = {} if search.start_from is None else chosen.started
+        strategy = chosen(self.space, chosen.Options(**{**started, **search.strategy.options}), seed)
         strategy.metric = self.parsed.content.evaluation.metric
         strategy.workers = self.workers
         strategy.objectives = self.objectives

@@ -321,6 +321,9 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
 def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
     search = parsed.content.search
     strategy = search.strategy
+    start = search.start_from
+    if start is not None and start.study == parsed.content.study and start.storage in (None, parsed.content.storage):
+        checks.add("a study cannot start from itself: name another one", "search", "start_from")
     if strategy.name not in STRATEGIES:
         checks.add(unknown("strategy", strategy.name, STRATEGIES), "search", "strategy", "name")
         return

@@ -206,6 +206,24 @@ class RacingEntry(_Closed):
         return (*self.looks, 1.0)
 
 
+def _study_shorthand(value: object) -> object:
+    return {"study": value} if isinstance(value, str) else value
+
+
+class StartEntry(_Closed):
+    """A recorded study whose merges this one starts from: those that are points of its space too."""
+
+    study: str
+    """Its name in the database."""
+    storage: str | None = None
+    """Its database, by default the one of this study."""
+    scores: Literal["recorded", "again"] = "recorded"
+    """`recorded`: its scores are this study's trials, without evaluation; everything that could change a score has to
+    agree, groups and ranges apart. `again`: its best merges are evaluated here, after what is enqueued."""
+    best: int | None = Field(default=None, ge=1)
+    """Only so many merges, the highest; by default all of them, and 10 where they are scored `again`."""
+
+
 class SearchEntry(_Closed):
     """How coefficients are proposed, and how many are evaluated."""
 
@@ -220,6 +238,8 @@ class SearchEntry(_Closed):
     A worker without a GPU counts as one. Raise it to go on."""
     enqueue: list[Literal["sources", "uniform"] | dict[str, float]] = ["sources", "uniform"]
     """What to evaluate first: every source alone, the uniform average, or points by parameter name."""
+    start_from: Annotated[StartEntry | None, BeforeValidator(_study_shorthand)] = None
+    """A recorded study to start from: its name, or a mapping. Its trials teach the strategy and count for no budget."""
     retries: int = Field(2, ge=0)
     """How often a trial is tried again after its worker died."""
     racing: Annotated[RacingEntry | None, BeforeValidator(_racing_shorthand)] = None

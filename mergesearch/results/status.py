@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.store import StudyStore
@@ -20,7 +20,8 @@ class TrialLine:
     A trial without an end is `running`, or `orphaned` where whoever drove it is gone: the next run takes it over.
 
     `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A
-    trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
+    trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value. One that
+    another study evaluated says in `imported` which trial of which study it was.
     """
 
     number: int
@@ -35,6 +36,7 @@ class TrialLine:
     worker: str | None
     failure: str | None
     gpu_seconds: float
+    imported: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Status:
         """One line for people."""
         states = ("complete", "running", "orphaned", "pruned", "fail")
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
+        if imported := sum(t.imported is not None for t in self.trials):
+            counts += f" ({imported} imported)"
         tokens = sum(t.tokens or 0 for t in self.trials)
         layers = [(t.tokens, t.layer_tokens) for t in self.trials if t.tokens and t.layer_tokens]
         most = max((run / n for n, run in layers), default=0)  # the first trial of a worker runs all layers
@@ -155,6 +159,7 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
                 worker=attrs.get("worker"),
                 failure=attrs.get("failure"),
                 gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
+                imported=attrs.get(IMPORTED_ATTR),
             )
         )
     scored = [t for t in lines if t.value is not None]

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
 from mergesearch.results.distance import Distances
@@ -45,6 +45,7 @@ class TrialView:
         failure: why it has no score.
         anchor: it was enqueued (a source alone, the uniform average, a given point), and no strategy proposed it.
         strategy: which one proposed it; empty for anchors.
+        imported: which trial of which other study it was that was evaluated; empty for those of this study.
     """
 
     number: int
@@ -67,6 +68,7 @@ class TrialView:
     failure: str | None
     anchor: bool = False
     strategy: str = ""
+    imported: str = ""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 failure=attrs.get("failure"),
                 anchor="anchor" in attrs,
                 strategy=str(proposal_attrs(t).get("strategy", "")),
+                imported=str(attrs.get(IMPORTED_ATTR, "")),
             )
         )
     try:

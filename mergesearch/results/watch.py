@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from mergesearch.evaluation.result import GPU_SECONDS_ATTR
+from mergesearch.evaluation.result import GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism
 from mergesearch.results.pace import Ended, Pace, pace
 from mergesearch.search.strategy import SOURCE_ATTR
@@ -194,7 +194,7 @@ class Watch:
                     label=str(attrs.get("label", "")),
                     value=t.value if state == "complete" else None,
                     mark=SOURCE_ATTR in attrs or attrs.get("anchor") == UNIFORM_AVERAGE,
-                    again="duplicate_of" in attrs,
+                    again="duplicate_of" in attrs or IMPORTED_ATTR in attrs,
                     tokens=attrs.get("tokens") or 0,
                     gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
                     start=t.datetime_start,
