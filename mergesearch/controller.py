@@ -217,7 +217,7 @@ class Controller:
         return ""
 
     def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
-        recipe = self._study.recipe_of(anchor.coefficients)
+        recipe = self._study.recipe_of(anchor.coefficients, anchor.prompts)
         name = anchor.name[:LABEL_CHARACTERS]
         attrs = {"label": name, "anchor": name, ANCHOR_ATTR: identity(recipe)}
         if anchor.source:

@@ -25,6 +25,7 @@ from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
 from mergesearch.study_file import ParsedStudy
+from mergesearch.study_prompts import prompt_dimensions, unused_lists
 from mergesearch.study_schema import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, WorkersEntry
 
 Key = str | int
@@ -200,6 +201,7 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         template=merge.template,
         config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
+        prompts=prompt_dimensions(parsed.content.evaluation),
     )
 
 
@@ -350,6 +352,10 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
         if collection.test and not checks.found_at(*keys):
             merged = {**collection.options, **collection.test}
             checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+    for kind in unused_lists(evaluation):
+        checks.add(
+            "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
+        )
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)
     if evaluation.search not in BACKENDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,6 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
             else:
                 rows.append((group.name, where, ", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items())))
     print_table(["group", "covers", "coefficients"], rows)
+    for collection, prompts in recipe.prompts.items():
+        for kind, text in prompts.items():
+            click.echo(f"{collection}: before every {kind} stands {json.dumps(text, ensure_ascii=False)}")

@@ -78,14 +78,19 @@ def trial_notes(view: StudyView) -> dict[int, str]:
 
 
 def recipe_table(view: StudyView, recipe: MergeRecipe) -> str:
-    """The groups of a recipe with what they cover and their coefficients, as a Markdown table."""
+    """The groups of a recipe with what they cover and their coefficients, as a Markdown table, and its prompts."""
     rows = [
         [code(group.name), escape(span(group.places)), escape(words)]
         for group in recipe.groups
         for words in coefficient_words(view, recipe, group.coefficients, group.copy_from)
     ]
     more = f"\n\n… and {len(rows) - MOST_GROUPS} more rows" if len(rows) > MOST_GROUPS else ""
-    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more
+    prompts = "".join(
+        f"\n\n{escape(collection)}: before every {kind} stands {code(text) or 'nothing'}"
+        for collection, given in recipe.prompts.items()
+        for kind, text in given.items()
+    )
+    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more + prompts
 
 
 def coefficient_words(
