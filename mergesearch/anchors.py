@@ -40,7 +40,7 @@ class Anchors:
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
         failures = _failures(history)
         while self._left:
-            known_by = identity(self._study.recipe_of(self._left[0].coefficients))
+            known_by = identity(self._study.recipe_of(self._left[0].coefficients, self._left[0].prompts))
             count = failures[known_by]
             if known_by not in recorded and count == self._failures_before[known_by] < MOST_ANCHOR_FAILURES:
                 return self._left[0], count

@@ -219,7 +219,7 @@ class Controller:
         return ""
 
     def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
-        recipe = self._study.recipe_of(anchor.coefficients)
+        recipe = self._study.recipe_of(anchor.coefficients, anchor.prompts)
         attrs = anchor_attrs(anchor, recipe)
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs, history)
 

@@ -11,6 +11,7 @@ missing, and after the note nobody looks at the other study again.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import score_differences
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Anchor, Coefficients, Study
+from mergesearch.study_prompts import searched_prompts
 
 BEST_AGAIN = 10
 """Merges that are evaluated again where the study file does not say how many."""
@@ -196,7 +198,7 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     """
     entry = study.parsed.content.search.start_from
     exact = entry is None or entry.scores == "recorded"
-    anchors = {_key(study, study.recipe_of(a.coefficients)): a for a in study.anchors()}
+    anchors = {_key(study, study.recipe_of(a.coefficients, a.prompts)): a for a in study.anchors()}
     scored = other.scored()
     seen: set[str] = set()
     found: list[KnownMerge] = []
@@ -252,8 +254,10 @@ def _here(
     if key not in anchors:
         coefficients = _regrouped(study, recipe)
         params = None if coefficients is None else study.space.locate(coefficients)
-        if params is None:
+        picked = _picked(study, recipe)
+        if params is None or picked is None:
             return DIVIDED if coefficients is None else OUTSIDE
+        params = {**params, **picked}
         mine = study.recipe(params)
         if exact and _key(study, mine) != key:
             return OTHERWISE
@@ -261,12 +265,25 @@ def _here(
         if key not in anchors:
             return mine, params, None
     anchor = anchors[key]
-    return study.recipe_of(anchor.coefficients), dict(anchor.params or {}), anchor
+    return study.recipe_of(anchor.coefficients, anchor.prompts), dict(anchor.params or {}), anchor
 
 
 def _key(study: Study, recipe: MergeRecipe) -> str:
-    """Equal for recipes with equal weights at every place."""
-    return recipe.prefix_key(frozenset(study.layout.places))
+    """Equal for recipes with equal weights at every place, behind equal prompts."""
+    prompts = json.dumps(recipe.prompts, sort_keys=True, default=dict)
+    return f"{recipe.prefix_key(frozenset(study.layout.places))} {prompts}"
+
+
+def _picked(study: Study, recipe: MergeRecipe) -> Params | None:
+    """Which of this study's prompts a recipe is used with; None where it is another one."""
+    found: Params = {}
+    for collection, dimensions in searched_prompts(study.parsed.content.evaluation).items():
+        for kind, dimension in dimensions.items():
+            text = recipe.prompts.get(collection, {}).get(kind, dimension.names[0])
+            if text not in dimension.names:
+                return None
+            found[dimension.name] = float(dimension.names.index(text))
+    return found
 
 
 def _regrouped(study: Study, recipe: MergeRecipe) -> Coefficients | None:

@@ -25,6 +25,7 @@ from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
 from mergesearch.study_file import ParsedStudy
+from mergesearch.study_prompts import prompt_dimensions, unused_lists
 from mergesearch.study_schema import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, WorkersEntry
 
 Key = str | int
@@ -200,6 +201,7 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         template=merge.template,
         config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
+        prompts=prompt_dimensions(parsed.content.evaluation),
     )
 
 
@@ -389,6 +391,10 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
                 checks.add(unknown("collection format", name, FORMATS), *keys, "test", "format")
             else:
                 checks.options(FORMATS[name].options, merged, *keys, "test", beside=CollectionEntry)
+    for kind in unused_lists(evaluation):
+        checks.add(
+            "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
+        )
     _check_objectives(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)

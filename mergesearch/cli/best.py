@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -46,3 +47,6 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     if choice.front:
         click.echo("\nPareto front (selection scores); `export --trial N` takes another of its points")
         print_table(*front_table(choice.front))
+    for collection, prompts in recipe.prompts.items():
+        for kind, text in prompts.items():
+            click.echo(f"{collection}: before every {kind} stands {json.dumps(text, ensure_ascii=False)}")

@@ -5,6 +5,7 @@ This is the only code that reads a test split, and every reading of a study's te
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import torch
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison, compare, holm
@@ -24,7 +26,8 @@ from mergesearch.results.choose import choose
 from mergesearch.results.recorded import check_unchanged
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Study
+from mergesearch.study import Prompts, Study
+from mergesearch.study_prompts import searched_prompts
 from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 
@@ -153,10 +156,11 @@ def evaluate_study(
     """
     check_unchanged(study, store)
     choice = choose(study, store)
-    recipes = _recipes(study)
+    chosen = store.recipe(choice.number)
+    recipes = _recipes(study, chosen.prompts)
     if choice.best_number != choice.number:
         recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
-    recipes[f"{CHOSEN}{choice.number})"] = store.recipe(choice.number)
+    recipes[f"{CHOSEN}{choice.number})"] = chosen
     specs = _specs(study, split)
     evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=specs, racing=None))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
@@ -211,7 +215,7 @@ def evaluate_folder(
     if study is not None:
         spec = study.evaluator_spec()
         gpus = spec.gpus
-        specs, settings = _specs(study, split), spec.evaluation
+        specs, settings = _without_lists(study, _specs(study, split)), spec.evaluation
         torch.set_num_threads(spec.threads)
     else:
         assert beir is not None
@@ -219,6 +223,7 @@ def evaluate_folder(
         settings = EvaluationSettings(device="cuda" if torch.cuda.is_available() else "cpu")
     trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
     encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
+    specs = tuple(replace(c, prompts=_of_folder(c, encoder)) for c in specs)
     retrieval = build_retrieval(encoder, specs, settings)
     retrieval.depth = max(retrieval.depth, RUN_DEPTH)
     result = retrieval.evaluate(progress, keep_runs=True)
@@ -241,10 +246,25 @@ def _pseudo(specs: Iterable[CollectionSpec]) -> tuple[str, ...]:
     return tuple(c.name for c in specs if c.pseudo_queries)
 
 
+def _without_lists(study: Study, specs: tuple[CollectionSpec, ...]) -> tuple[CollectionSpec, ...]:
+    """The collections without the prompts that are searched: another model has its own."""
+    searched = searched_prompts(study.parsed.content.evaluation)
+    return tuple(
+        replace(c, choices={}, prompts={k: None if k in searched[c.name] else p for k, p in c.prompts.items()})
+        for c in specs
+    )
+
+
+def _of_folder(spec: CollectionSpec, encoder: Encoder) -> dict[str, str | None]:
+    """What is put before a collection's texts: what is given, or what the folder's files have for this collection."""
+    own = encoder.model.prompts
+    return {k: own.get(f"{k}.{spec.name}") if p is None else p for k, p in spec.prompts.items()}
+
+
 def _score(
     evaluator: TrialEvaluator, recipes: Mapping[str, MergeRecipe], progress: BatchProgress | None
 ) -> tuple[dict[str, TrialResult], dict[str, str]]:
-    """Results by label, and fingerprints of the weights; weights that come again are not encoded again."""
+    """Results by label, and fingerprints of the weights and prompts; what comes again is not encoded again."""
     scored: dict[str, TrialResult] = {}
     weights: dict[str, str] = {}
     known: dict[str, TrialResult] = {}
@@ -257,7 +277,7 @@ def _score(
                 progress(before + done, len(recipes) * n_batches)
 
         evaluator.merger.apply(recipe)
-        weights[label] = evaluator.merger.fingerprint()
+        weights[label] = f"{evaluator.merger.fingerprint()} {json.dumps(recipe.prompts, sort_keys=True)}"
         if weights[label] not in known:
             known[weights[label]] = evaluator.evaluate(recipe, on_batch, keep_runs=True)
         else:
@@ -266,12 +286,20 @@ def _score(
     return scored, weights
 
 
-def _recipes(study: Study) -> dict[str, MergeRecipe]:
-    """What every choice has to be compared with."""
+def _recipes(study: Study, prompts: Prompts) -> dict[str, MergeRecipe]:
+    """What every choice has to be compared with; sources alone with its prompts, too, so that merging gets its share.
+
+    Args:
+        study: the resolved study.
+        prompts: of the choice.
+    """
     recipes = {f"{source} alone": study.source_alone(source) for source in study.folders}
     even = study.uniform_average()
     if even is not None:
         recipes["uniform average"] = study.recipe_of(even)
+    if prompts != study.prompts_at():
+        for source in study.folders:
+            recipes[f"{source} with the chosen prompts, alone"] = study.source_alone(source, prompts)
     return recipes
 
 

@@ -16,6 +16,7 @@ from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.licences import common, concerns
+from mergesearch.results.model_files import prompt_names
 from mergesearch.results.provenance import licences_of
 from mergesearch.sources.layout import span
 
@@ -96,7 +97,7 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sources=", ".join(f"`{s.location}`" for s in recipe.sources),
         method=recipe.method,
         origin="searched" if dev else "given",
-        encoding=_encoding(provenance["encoding"], scored=bool(dev)),
+        encoding="\n".join([*_prompts(recipe), _encoding(provenance["encoding"], scored=bool(dev))]),
         rows="\n".join(
             _row(g.name, span(g.places), ", ".join(coefficient_words(recipe, g, digits=6))) for g in recipe.groups
         ),
@@ -146,6 +147,17 @@ def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardDa
         model_name=_name(provenance) if results else None,
         eval_results=results or None,
     )
+
+
+def _prompts(recipe: MergeRecipe) -> list[str]:
+    """What the folder's own files put before texts because the search picked it."""
+    lines = []
+    for name, text in prompt_names(recipe.prompts).items():
+        kind = name.partition(".")[0]
+        how = f"`encode_{name}` puts it there" if name == kind else f'pass `prompt_name="{name}"`'
+        shown = json.dumps(text, ensure_ascii=False)
+        lines.append(f"Before every {kind} stands {shown}, the prompt that the merge was scored with: {how}.")
+    return lines
 
 
 def _encoding(encoding: Mapping[str, Any], *, scored: bool) -> str:

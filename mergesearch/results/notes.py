@@ -85,7 +85,12 @@ def recipe_table(recipe: MergeRecipe) -> str:
         for words in coefficient_words(recipe, group)
     ]
     more = f"\n\n… and {len(rows) - MOST_GROUPS} more rows" if len(rows) > MOST_GROUPS else ""
-    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more
+    prompts = "".join(
+        f"\n\n{escape(collection)}: before every {kind} stands {code(text) or 'nothing'}"
+        for collection, given in recipe.prompts.items()
+        for kind, text in given.items()
+    )
+    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more + prompts
 
 
 def code(text: str) -> str:

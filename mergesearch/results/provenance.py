@@ -151,10 +151,12 @@ def licences_of(provenance: Mapping[str, Any]) -> dict[str, Licence | None]:
     return found
 
 
-def encoding_of(encoder: Encoder, study: Study, *, overridden: bool) -> dict[str, Any]:
+def encoding_of(encoder: Encoder, study: Study, recipe: MergeRecipe, *, overridden: bool) -> dict[str, Any]:
     """How texts were encoded for the scores, and whether that is not what the template's files say."""
     lengths = study.parsed.content.evaluation.max_length
-    given = {c.name: {k: p for k, p in c.prompts.items() if p is not None} for c in study.collection_specs()}
+    given: dict[str, dict[str, str]] = {}
+    if not recipe.prompts:  # else the model's files hold them
+        given = {c.name: {k: p for k, p in c.prompts.items() if p is not None} for c in study.collection_specs()}
     settings = encoding_settings(encoder, overridden=overridden)
     cut = {"query": lengths.query, "document": lengths.document}
     return {

@@ -103,7 +103,7 @@ def merge_recipe(
     del merger
     _check_same(found, fingerprint, spec)
     with made_whole(out, force=force) as partial:
-        overridden = save_merged(encoder, template, partial, out)
+        overridden = save_merged(encoder, template, partial, out, recipe)
         del encoder
         with unusable_is_an_export_error():
             encoder = open_saved(partial, spec, fingerprint)

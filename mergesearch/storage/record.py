@@ -19,6 +19,7 @@ _FOLLOWS = "merge.space.coefficients_at_"
 _WORDS = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
+        (r"merge\.space\.dimensions\[(prompt\..+?)\]\.?", r"evaluation.prompts: \1: "),
         (r"merge\.space\.dimensions\[(.+?)\]\.?", r"merge.coefficients: \1: "),
         (r"merge\.space\.dimensions", "merge.coefficients"),
         (r"merge\.space\.coefficients_at_(low|high)\.", r"merge.coefficients, at the \1 end of every range: "),

@@ -32,6 +32,7 @@ class CollectionSpec:
         seed: where sampling starts from.
         weight: share in a trial's value.
         prompts: `query` and `document` prompts; None where the template's own is used.
+        choices: by kind the prompts that recipes pick from: tokenised beforehand, so that a trial finds them ready.
     """
 
     name: str
@@ -44,6 +45,7 @@ class CollectionSpec:
     seed: int = 0
     weight: float = 1.0
     prompts: Mapping[str, str | None] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def pseudo_queries(self) -> bool:
