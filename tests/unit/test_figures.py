@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,14 @@ from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.figures import FIGURES
 from mergesearch.results.figures.drawing import MOST_BYTES, thinned
-from mergesearch.results.view import StudyView, TrialView, read_view
+from mergesearch.results.view import StudyView, TrialView
 from mergesearch.search.importance import importances
-from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from tests.tiny_studies import TinyStudy, make_beir, make_study
 
+pytest_plugins = ["tests.grid_fixtures"]
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def store(grid_study: TinyStudy) -> Iterator[StudyStore]:
-    with StudyStore.open(grid_study.storage, "tiny", None, exclusive=False) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def view(grid_study: TinyStudy, store: StudyStore) -> StudyView:
-    return read_view(load_study(grid_study.file), store)
 
 
 def figure(name: str, view: StudyView) -> dict[str, Any]:
