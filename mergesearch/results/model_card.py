@@ -76,6 +76,12 @@ Scores on the dev split are selection scores: the coefficients were chosen on th
 {luck}
 """
 
+_UNSCORED = """
+## Scores
+
+Nothing was scored: no query says whether this merge is better than its sources.{origin}
+"""
+
 _TASK = "information-retrieval"
 
 
@@ -96,7 +102,9 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         method=recipe.method,
         origin="searched" if dev else "given",
         encoding=_encoding(provenance["encoding"], scored=bool(dev)),
-        rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
+        rows="\n".join(
+            _row(g.name, span(g.places), coefficient_words(g.copy_from, g.coefficients)) for g in recipe.groups
+        ),
         fingerprint=recipe.fingerprint,
         version=version.get("mergesearch", ""),
         weights=provenance["weights"],
@@ -105,9 +113,15 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         licences=_licences(provenance),
         scores=_SCORES.format(rows="\n".join(_scores(provenance)), pseudo=_pseudo(provenance), luck=_luck(dev))
         if dev
-        else "",
+        else _UNSCORED.format(origin=_origin(provenance)),
     )
     return str(ModelCard(text))
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    """Where the coefficients of a one-shot merge come from."""
+    origin = provenance.get("one_shot", {}).get("origin")
+    return f" What was not set by hand was merged as the method declares it for one shot: {origin}." if origin else ""
 
 
 def _name(provenance: Mapping[str, Any]) -> str:
@@ -175,7 +189,8 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:
+def coefficient_words(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:
+    """A group of a recipe in words."""
     if copy_from is not None:
         return f"copied from {copy_from}"
     parts = []

@@ -52,6 +52,7 @@ def build_space(
     template: str,
     config: Mapping[str, Any],
     base: str | None = None,
+    searched: bool = True,
 ) -> SearchSpace:
     """The space that `merge.coefficients` of a study file describes.
 
@@ -62,13 +63,14 @@ def build_space(
         template: the source that a shorthand's value belongs to.
         config: plain Python values, as read from YAML.
         base: the source that task vectors are taken from.
+        searched: there has to be something to search; else it may be one point.
 
     Raises:
         StudyFileError: with every problem; places are relative to `merge.coefficients`.
     """
     builder = _Builder(method, tuple(sources), groups, template)
     builder.read(config)
-    space = builder.finish()
+    space = builder.finish(searched=searched)
     alone = method.coefficients_for_source(template, list(sources), base, template)
     point = space.locate(dict.fromkeys(groups, alone)) if alone is not None else None
     return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
@@ -160,8 +162,8 @@ class _Builder:
                 hint = f", or write {' or '.join(instead)}" if instead else ""
                 self._problem(f"{method.name} needs it: give a number or a range{hint}", name)
 
-    def finish(self) -> SearchSpace:
-        if not self._uses and not self._problems:
+    def finish(self, *, searched: bool) -> SearchSpace:
+        if searched and not self._uses and not self._problems:
             self._problem("there is nothing to search: give at least one {values: […]} or {low: …, high: …}")
         if self._problems:
             raise StudyFileError(self._problems)
