@@ -157,8 +157,14 @@ def _check_gpus(checks: Checks, workers: WorkersEntry) -> None:
         checks.add(message, "workers", "prefix_cache")
 
 
-def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
-    """Check coefficients against the groups that follow from the file alone, where they do."""
+def check_coefficients(parsed: ParsedStudy, checks: Checks, *, searched: bool = True) -> None:
+    """Check coefficients against the groups that follow from the file alone, where they do.
+
+    Args:
+        parsed: the study file.
+        checks: are told what is wrong.
+        searched: there has to be something to search.
+    """
     merge, groups = parsed.content.merge, parsed.content.merge.groups
     if merge.method not in METHODS or merge.template not in parsed.content.sources:
         return
@@ -178,7 +184,7 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
     errors = []
     for present in candidates:
         try:
-            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0))
+            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0), searched=searched)
             return
         except StudyFileError as error:
             errors.append(error)
@@ -186,8 +192,8 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
         raise errors[0]
 
 
-def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpace:
-    """The space over these merged groups, given with their depths.
+def search_space(parsed: ParsedStudy, groups: Mapping[str, float], *, searched: bool = True) -> SearchSpace:
+    """The space over these merged groups, given with their depths; of a single point only where nothing is searched.
 
     Raises:
         StudyFileError: places are dotted keys below `merge.coefficients`.
@@ -202,6 +208,7 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
         prompts=prompt_dimensions(parsed.content.evaluation),
+        searched=searched,
     )
 
 

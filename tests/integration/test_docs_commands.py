@@ -93,6 +93,7 @@ CASES = [
     Case("mergesearch export study.yaml --trial 7 --out trial-7", SLOW, makes=("trial-7/mergesearch.json",)),
     Case("mergesearch export study.yaml --out merged --trial 7 --force", SLOW),
     Case("mergesearch merge merged/mergesearch.json --out again", RUN, makes=("again/mergesearch.json",)),
+    Case("mergesearch merge --method *", RUN, without=("merged",), makes=("merged/mergesearch.json",)),
     Case("mergesearch merge *", RUN),
     Case("mergesearch report * --out report.html", RUN, makes=("report.html",)),
     Case("mergesearch report *", RUN),
@@ -181,6 +182,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
         content |= {"study": name, "storage": "sqlite:///several.db", "seed": ord(name)}
         content["search"] = {"strategy": "random", "trials": 2}
         write(folder / f"{name}.yaml", content)
+    for name, source in (("retriever", "retriever"), ("domain", "domain"), ("base", "retriever")):
+        shutil.copytree(folder / source, folder / "models" / name)
     models = [{"model": str(folder / source), "parameters": {"weight": 0.5}} for source in ("retriever", "domain")]
     config = {"merge_method": "linear", "models": models, "dtype": "float32"}
     for name in ("config.yml", "merge.yml"):
@@ -272,6 +275,7 @@ PYTHON = {
     "README.md": PythonPage(without=("merged", "study.db")),
     "docs/python.md": PythonPage(without=("merged", "study.db")),
     "docs/evaluate.md": PythonPage(prepare=local_mteb),
+    "docs/pseudo.md": PythonPage(),
     "docs/report.md": PythonPage(),
     "docs/watch.md": PythonPage(instead={"postgresql://me@db/studies": "sqlite:///my.db", "segment-grid": "tiny"}),
 }
