@@ -247,3 +247,16 @@ def test_bad_entries_are_named_before_anything_is_measured(
     assert answer.code == 2
     assert found in answer.err
     assert "study.yaml:" in answer.err
+
+
+def test_a_study_that_starts_from_another_has_its_losses_too(
+    finished: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StudyStore.open(finished.storage, "tiny", None, exclusive=False) as store:
+        merges = {t.user_attrs["recipe"] for t in store.trials()}
+    finished.change("study", to="layers").change("merge", "groups", to={"per_layer": True})
+    finished.change("search", "start_from", to="tiny").change("search", "trials", to=1)
+    monkeypatch.setattr("mergesearch.measuring.measure", lambda *_: pytest.fail("a loss is known"))
+    answer = mergesearch("run", finished.file)
+    assert answer.code == 0, answer.err
+    assert f"start from tiny: all {len(merges)} merges, with their scores\n" in answer.out
