@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -231,6 +231,17 @@ class Study:
         even = self.method.uniform(self.merged_sources)
         return None if even is None else self._everywhere(even)
 
+    def averages_without(self) -> dict[str, Coefficients]:
+        """By source the uniform average of all others; none for methods without weights, or for a single source."""
+        found = {}
+        for left_out in self.merged_sources:
+            even = self.method.uniform([s for s in self.merged_sources if s != left_out] or [left_out])
+            if even is not None and len(self.merged_sources) > 1:
+                weights = cast("Mapping[str, float]", even["weight"])
+                of_all = {s: weights.get(s, 0.0) for s in self.merged_sources}
+                found[left_out] = self._everywhere({**even, "weight": of_all})
+        return found
+
     def _everywhere(self, coefficients: Mapping[str, CoefficientValue]) -> Coefficients:
         return {g.name: coefficients for g in self.groups if g.merged}
 
@@ -246,6 +257,8 @@ class Study:
             elif entry == "uniform":
                 even = self.uniform_average()
                 found += [(UNIFORM_AVERAGE, even, "", {})] if even is not None else []
+            elif entry == "without":
+                found += [(f"{UNIFORM_AVERAGE} without {s}", c, "", {}) for s, c in self.averages_without().items()]
             elif entry == "prompts":
                 for d, value in self._prompt_choices() if template in alone else ():
                     name = f"{self._name_alone(template)}, {self.space.label({d.name: value})}"

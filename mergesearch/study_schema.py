@@ -267,9 +267,9 @@ class SearchEntry(_Closed):
     gpu_hours: float | None = Field(None, gt=0)
     """Start no further trial when those of all sessions, failed ones included, have held GPUs for so many hours.
     A worker without a GPU counts as one. Raise it to go on."""
-    enqueue: list[Literal["sources", "uniform", "prompts"] | dict[str, float]] = ["sources", "uniform"]
-    """What to evaluate first: every source alone, the uniform average, the template alone with every prompt that is
-    searched (`prompts`), or points by parameter name."""
+    enqueue: list[Literal["sources", "uniform", "without", "prompts"] | dict[str, float]] = ["sources", "uniform"]
+    """What to evaluate first: every source alone, the uniform average, the average `without` each source in turn, the
+    template alone with every prompt that is searched (`prompts`), or points by parameter name."""
     start_from: Annotated[StartEntry | None, BeforeValidator(_study_shorthand)] = None
     """A recorded study to start from: its name, or a mapping. Its trials teach the strategy and count for no budget."""
     retries: int = Field(2, ge=0)
