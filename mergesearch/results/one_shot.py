@@ -309,8 +309,7 @@ def _settled(asked: Asked, method: MergeMethod) -> tuple[MergeEntry, dict[str, S
             what = f"coefficient or option of {method.name}"
             problems.append(Problem(unknown(what, first, known), f"--set {name}"))
         elif first in method.measured:
-            losses = config.setdefault(first, {})
-            losses.update({rest: value} if rest else dict.fromkeys(sources, value))
+            config[first] = {**config.get(first, {}), **({rest: value} if rest else dict.fromkeys(sources, value))}
         elif rest:
             later[name] = value
         else:
