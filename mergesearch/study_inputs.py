@@ -163,6 +163,7 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
             seed=content.seed,
             weight=c.weight,
             prompts=_prompts(parsed, c.prompts),
+            subsample=None if test or c.subsample is None else (c.subsample.queries, c.subsample.seed),
         )
         for c in content.evaluation.collections
     )

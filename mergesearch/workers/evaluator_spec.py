@@ -32,6 +32,8 @@ class CollectionSpec:
         seed: where sampling starts from.
         weight: share in a trial's value.
         prompts: `query` and `document` prompts; None where the template's own is used.
+        subsample: how many of these queries are scored, and the seed that draws them; None scores all. The corpus, a
+            pool too, stays that of all.
     """
 
     name: str
@@ -44,9 +46,10 @@ class CollectionSpec:
     seed: int = 0
     weight: float = 1.0
     prompts: Mapping[str, str | None] = field(default_factory=dict)
+    subsample: tuple[int, int] | None = None
 
     def load(self) -> Collection:
-        """Read the collection, sample its queries, pool its corpus. Deterministic.
+        """Read the collection, sample its queries, pool its corpus, sample again. Deterministic.
 
         Raises:
             CollectionError: listing everything that is wrong with it.
@@ -58,6 +61,8 @@ class CollectionSpec:
             collection = collection.sample_queries(self.queries, self.seed)
         if self.pool_negatives is not None:
             collection = collection.with_pool(self.pool_negatives, self.seed)
+        if self.subsample is not None:
+            collection = collection.sample_queries(*self.subsample)
         return collection
 
 
