@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def test_killed_and_started_again_it_says_what_it_would_have_said(
     for stop_at in ("LoRA, sample 1 of 2: up to", "LoRA, sample 2 of 2: scoring"):
         command = Command(arguments(tiny), tmp_path / "log")
         command.wait_until(lambda: stop_at in command.output)  # noqa: B023 - asked at once
-        command.kill()
+        assert command.signal(signal.SIGKILL) == -signal.SIGKILL
         assert "paired by test query" not in command.output
     answer = mergesearch(*arguments(tiny), "-f", "json")
     assert answer.code == 0, answer.err
