@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mergesearch.errors import MergesearchError
-from mergesearch.protocols.limited_data import LimitedData, LimitedDataProtocol
+from mergesearch.protocols.limited_data import LimitedData, LimitedDataProtocol, Outcome
 from mergesearch.protocols.lora_rival import RivalSettings
 from mergesearch.protocols.samples import ADVISED, HIGHEST, chosen, sample, sampled_study
 from mergesearch.resolving import load_study
@@ -34,25 +34,17 @@ EXPERT = ExpertSettings(
     max_length=16,
     learning_rate=5e-3,
 )
-SETTINGS = LimitedData(queries=6, repeats=3, rules=(HIGHEST, ADVISED), rival=RivalSettings(EXPERT, mined=4))
-OPTIONS = [
-    "--sample",
-    "6",
-    "--repeats",
-    "2",
-    "--mined",
-    "3",
-    "--negatives",
-    "1",
-    "--passes",
-    "2",
-    "--rank",
-    "2",
-    "--batch-size",
-    "4",
-    "--max-length",
-    "16",
-]
+SETTINGS = LimitedData(queries=6, repeats=2, rules=(HIGHEST, ADVISED), rival=RivalSettings(EXPERT, mined=4))
+OPTIONS = {
+    "--sample": 6,
+    "--repeats": 2,
+    "--mined": 3,
+    "--negatives": 1,
+    "--passes": 2,
+    "--rank": 2,
+    "--batch-size": 4,
+    "--max-length": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +58,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     return study.change("search", to={"strategy": "grid"})
 
 
+@pytest.fixture(scope="module")
+def finished(made: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyStudy, Outcome]:
+    """A comparison that nothing disturbed; only to be read."""
+    study = copy_study(made, tmp_path_factory.mktemp("finished") / "study")
+    return study, protocol(study).run(Said())
+
+
 @pytest.fixture
 def tiny(made: TinyStudy, tmp_path: Path) -> TinyStudy:
     return copy_study(made, tmp_path / "study")
@@ -73,7 +72,7 @@ def tiny(made: TinyStudy, tmp_path: Path) -> TinyStudy:
 
 def beside(tiny: TinyStudy) -> Path:
     """The same with a strategy that learns."""
-    content = tiny.content() | {"study": "learning", "search": {"strategy": "tpe", "trials": 6}}
+    content = tiny.content() | {"study": "learning", "search": {"strategy": "tpe", "trials": 4}}
     file = tiny.folder / "learning.yaml"
     file.write_text(json.dumps(content), encoding="utf-8")
     return file
@@ -121,18 +120,18 @@ def test_the_whole_comparison(tiny: TinyStudy) -> None:
     outcome = made.run(said)
     assert states(tiny.storage, "tiny") == ["COMPLETE"] * 9
     samples = f"sqlite:///{tiny.folder}/work/samples.db"
-    for number in (1, 2, 3):
-        assert len(states(samples, f"learning.6-queries.{number}")) == 6
+    for number in (1, 2):
+        assert len(states(samples, f"learning.6-queries.{number}")) == 4
     trainings = [line for line in said.lines if "over all" in line]
-    assert len(list((tiny.folder / "work" / "lora").glob("*/adapter"))) == 4
-    assert len(trainings) == 4
+    assert len(list((tiny.folder / "work" / "lora").glob("*/adapter"))) == 3
+    assert len(trainings) == 3
     scores = outcome.scores["made"]
     assert list(scores) == [
         "retriever alone",
         "LoRA",
         *(f"{s}, {r}" for s in ("tiny", "learning") for r in SETTINGS.rules),
     ]
-    assert {s.shape for s in scores.values()} == {(4, 18)}
+    assert {s.shape for s in scores.values()} == {(3, 18)}
     # A second call has nothing left to do, and says the same.
     again = Said()
     n_readings = len(readings(tiny))
@@ -142,9 +141,9 @@ def test_the_whole_comparison(tiny: TinyStudy) -> None:
     assert json.loads((tiny.folder / "work" / "result.json").read_text()) == json.loads(json.dumps(outcome.to_dict()))
 
 
-def test_the_test_split_is_read_once_for_each_model_and_recorded(tiny: TinyStudy) -> None:
-    outcome = protocol(tiny).run(Said())
-    read = readings(tiny)
+def test_the_test_split_is_read_once_for_each_model_and_recorded(finished: tuple[TinyStudy, Outcome]) -> None:
+    study, outcome = finished
+    read = readings(study)
     assert all(r.command.startswith("protocol limited-data") and r.split == "test" for r in read)
     assert len({r.fingerprint for r in read}) == len(read) == outcome.read
     recorded = {r.fingerprint: r.scores.scores for r in read}
@@ -159,7 +158,7 @@ def test_the_choice_on_a_sample_is_that_of_a_study_with_no_other_queries(rule: s
         run_study(study, store)
         n = len(store.trials())
         expected, found = {}, {}
-        for number in (1, 2, 3, 4):
+        for number in (1, 2, 3):
             few = sampled_study(study.parsed, 6, number)
             assert few.collections[0].query_ids == sample(study, 6, number)["made"].query_ids
             assert few.collections[0].doc_ids == study.collections[0].doc_ids
@@ -186,23 +185,28 @@ def test_the_highest_is_no_source_alone(tiny: TinyStudy) -> None:
         assert chosen(study, store, HIGHEST).value == max(merges.values())
 
 
-@pytest.mark.parametrize("where", ["tiny", "up to 2 passes", "scoring each pass", "sample 2", "test:"])
-def test_an_interrupted_comparison_goes_on(where: str, tiny: TinyStudy, made: TinyStudy, tmp_path: Path) -> None:
-    undisturbed = copy_study(made, tmp_path / "undisturbed")
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("up to 2 passes", marks=pytest.mark.slow),
+        "scoring each pass",
+        pytest.param("sample 2", marks=pytest.mark.slow),
+        pytest.param("test:", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_comparison_goes_on(where: str, tiny: TinyStudy, finished: tuple[TinyStudy, Outcome]) -> None:
     with pytest.raises(KeyboardInterrupt):
         protocol(tiny).run(Said(stop_at=where))
     outcome = protocol(tiny).run(Said())
-    expected = protocol(undisturbed).run(Said())
+    _, expected = finished
     for model, scores in expected.scores["made"].items():
         assert np.array_equal(outcome.scores["made"][model], scores), model
     assert outcome.picked == expected.picked
 
 
-def test_killed_and_started_again_it_says_what_it_would_have_said(
-    tiny: TinyStudy, made: TinyStudy, tmp_path: Path
-) -> None:
-    """Killed in the midst of a training, and again before the test split."""
-    undisturbed = copy_study(made, tmp_path / "undisturbed")
+def test_killed_and_started_again_it_comes_to_the_same(tiny: TinyStudy, tmp_path: Path) -> None:
+    """In the midst of a training, and again before the test split is read; then against one that nobody killed."""
+    undisturbed = copy_study(tiny, tmp_path / "undisturbed")
     for stop_at in ("LoRA, sample 1 of 2: up to", "LoRA, sample 2 of 2: scoring"):
         command = Command(arguments(tiny), tmp_path / "log")
         command.wait_until(lambda: stop_at in command.output)  # noqa: B023 - asked at once
@@ -215,7 +219,8 @@ def test_killed_and_started_again_it_says_what_it_would_have_said(
 
 
 def arguments(tiny: TinyStudy) -> list[str]:
-    return ["protocol", "limited-data", str(tiny.file), "--work", str(tiny.folder / "work"), *OPTIONS]
+    given = [str(word) for option in OPTIONS.items() for word in option]
+    return ["protocol", "limited-data", str(tiny.file), "--work", str(tiny.folder / "work"), *given]
 
 
 def test_the_plan_comes_first_and_the_tables_last(tiny: TinyStudy) -> None:
@@ -240,10 +245,11 @@ def test_the_plan_comes_first_and_the_tables_last(tiny: TinyStudy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "to", "message"),
+    ("path", "to", "said"),
     [
         (("search", "racing"), True, "leaves trials without scores"),
         (("evaluation", "collections", 0, "queries"), 6, "has 6 dev queries, of which samples of 6"),
+        (("evaluation", "collections", 0, "may_lose"), 0.01, "have no say in this comparison"),
         (("evaluation", "collections", 0, "subsample"), {"queries": 12, "seed": 1}, "take it out"),
     ],
 )
@@ -260,5 +266,5 @@ def test_studies_that_differ_in_what_they_are_scored_on_are_refused(tiny: TinySt
     other.write_text(other.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
     with pytest.raises(MergesearchError, match=r"learning\.yaml: template, seed or `evaluation`"):
         protocol(tiny, other)
-    with pytest.raises(MergesearchError, match=r"found 4, 3 and highest, advised"):
+    with pytest.raises(MergesearchError, match=r"found 4, 2 and highest, advised"):
         protocol(tiny, settings=replace(SETTINGS, queries=4))

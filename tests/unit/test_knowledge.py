@@ -284,7 +284,7 @@ def test_models_that_cannot_learn_so_are_refused(
 
 def test_an_adapter_of_an_adapter_is_refused(bert: Path, documents: Path, tmp_path: Path) -> None:
     made = adapt(bert, documents, tmp_path / "out", steps=1)
-    with pytest.raises(SourceError, match="is an adapter; give the pretrained model"):
+    with pytest.raises(SourceError, match="is an adapter; give the model"):
         adapt(made.folder, documents, tmp_path / "other")
 
 
