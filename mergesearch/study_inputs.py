@@ -157,6 +157,7 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
             weight=c.weight,
             prompts=given_prompts(content.evaluation, c.prompts),
             choices={} if test else {kind: d.names for kind, d in searched[c.name].items()},
+            subsample=None if test or c.subsample is None else (c.subsample.queries, c.subsample.seed),
         )
         for c in content.evaluation.collections
     )

@@ -285,6 +285,13 @@ class PoolEntry(_Closed):
     """Negatives per query; 0 keeps judged documents only."""
 
 
+class SubsampleEntry(_Closed):
+    """A few of the dev queries, as when there were no more; the pool stays that of all."""
+
+    queries: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
 class LengthsEntry(_Closed):
     """Longest texts in tokens, special tokens included; the template's own limit by default."""
 
@@ -309,6 +316,9 @@ class CollectionEntry(_Closed):
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
     pool: PoolEntry | None = None
+    subsample: SubsampleEntry | None = None
+    """Score only so many of these queries, drawn with a seed of their own: `{queries: 50, seed: 1}`. The pool stays
+    that of all, so that scores compare with those of a study without it."""
     weight: float = Field(1.0, ge=0)
     """Share in a trial's value, relative to the other collections; 0 for one that is only guarded."""
     objective: str | None = Field(None, min_length=1)
