@@ -15,12 +15,15 @@ import torch
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
+from mergesearch.evaluation.labels import PSEUDO, on_queries
 from mergesearch.evaluation.looks import LookSettings
+from mergesearch.evaluation.objectives import Objectives
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.search.dimension import Dimension
+from mergesearch.search.points import Params
 from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
@@ -83,6 +86,7 @@ class Study:
         collections: the dev splits, sampled and pooled, in the file's order.
         examples: what losses of the sources are measured on; None where none are, or the study file gives them.
         measured: the losses as far as they are known, by coefficient and source: part of every recipe.
+        inherited: points that another study scored high, evaluated after what is enqueued.
     """
 
     parsed: ParsedStudy
@@ -96,6 +100,7 @@ class Study:
     collections: tuple[Collection, ...]
     examples: ExampleSet | None = None
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inherited: tuple[Params, ...] = ()
 
     @property
     def name(self) -> str:
@@ -241,10 +246,12 @@ class Study:
         return {g.name: coefficients for g in self.groups if g.merged}
 
     def anchors(self) -> list[Anchor]:
-        """What `search.enqueue` asks for, in its order; equal ones once."""
+        """What `search.enqueue` asks for, in its order, and `inherited` points; equal ones once."""
         found: list[tuple[str, Coefficients, str, Mapping[str, float]]] = []
         alone, template = self.sources_alone(), self.parsed.content.merge.template
-        for entry in self.parsed.content.search.enqueue:
+        if self.objectives.allowances:  # what guards are measured against comes first
+            found.append((self._name_alone(template), alone[template], template, {}))
+        for entry in (*self.parsed.content.search.enqueue, *self.inherited):
             if entry == "sources":
                 found += [(self._name_alone(source), c, source, {}) for source, c in alone.items()]
             elif entry == "uniform":
@@ -281,6 +288,11 @@ class Study:
         """What an anchor's trial of one source is: not the whole source where places are the template's."""
         whole = source == self.parsed.content.merge.template or all(g.merged for g in self.groups)
         return f"{source} alone" if whole else f"{source}'s layers"
+
+    @property
+    def metric(self) -> str:
+        """What trials are scored by, as people are to read it: `ndcg@10`, or `ndcg@10 on pseudo-queries`."""
+        return self.parsed.content.evaluation.metric + on_queries([c.pseudo_queries for c in self.collection_specs()])
 
     def collection_specs(self, *, test: bool = False) -> tuple[CollectionSpec, ...]:
         """The dev splits that trials are scored on, or the whole test splits."""
@@ -387,7 +399,13 @@ class Study:
 
     def notes(self) -> list[str]:
         """What a user should know before trusting the study's outcome."""
-        notes = [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
+        notes = [
+            f"{c.name}: dev scores are on {PSEUDO}, which no user asked and nobody judged: they say how well a merge "
+            "finds documents by words of their own"
+            for c in self.collection_specs()
+            if c.pseudo_queries
+        ]
+        notes += [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
         if self.shared is not None:
             notes.append(
                 f"embeddings: {len(self.shared):,} of the template's {self.layout.vocab_size:,} rows belong to tokens "
@@ -402,6 +420,18 @@ class Study:
         return notes
 
     @property
+    def objectives(self) -> Objectives:
+        """What trials are judged by beside their value."""
+        content = self.parsed.content
+        collections = content.evaluation.collections
+        return Objectives(
+            {c.name: c.objective or content.evaluation.metric for c in collections},
+            {c.name: c.weight for c in collections},
+            {c.name: c.may_lose for c in collections if c.may_lose is not None},
+            content.merge.template,
+        )
+
+    @property
     def racing(self) -> RacingSettings | None:
         """How trials are raced; None where every trial is scored at once."""
         entry = self.parsed.content.search.racing
@@ -412,11 +442,13 @@ class Study:
 
     def strategy(self) -> Strategy:
         """The strategy that the study file names, with its options."""
-        entry = self.parsed.content.search.strategy
-        chosen = STRATEGIES[entry.name]
-        strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+        search, seed = self.parsed.content.search, self.parsed.content.seed
+        chosen = STRATEGIES[search.strategy.name]
+        started = {} if search.start_from is None else chosen.started
+        strategy = chosen(self.space, chosen.Options(**{**started, **search.strategy.options}), seed)
         strategy.metric = self.parsed.content.evaluation.metric
         strategy.workers = self.workers
+        strategy.objectives = self.objectives
         return strategy
 
     def score_relevant(self) -> dict[str, Any]:
@@ -448,8 +480,12 @@ class Study:
                         "weight": spec.weight,
                         # Those that are searched are recorded with the space.
                         "prompts": {k: None if k in spec.choices else text for k, text in spec.prompts.items()},
+                        **({"pseudo_queries": True} if spec.pseudo_queries else {}),
+                        **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
                     }
-                    for c, spec in zip(self.collections, self.collection_specs(), strict=True)
+                    for c, spec, entry in zip(
+                        self.collections, self.collection_specs(), content.evaluation.collections, strict=True
+                    )
                 },
                 # Scores per query and embeddings are kept in this order.
                 **({"order": [c.name for c in self.collections]} if len(self.collections) > 1 else {}),

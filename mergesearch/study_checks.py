@@ -157,8 +157,14 @@ def _check_gpus(checks: Checks, workers: WorkersEntry) -> None:
         checks.add(message, "workers", "prefix_cache")
 
 
-def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
-    """Check coefficients against the groups that follow from the file alone, where they do."""
+def check_coefficients(parsed: ParsedStudy, checks: Checks, *, searched: bool = True) -> None:
+    """Check coefficients against the groups that follow from the file alone, where they do.
+
+    Args:
+        parsed: the study file.
+        checks: are told what is wrong.
+        searched: there has to be something to search.
+    """
     merge, groups = parsed.content.merge, parsed.content.merge.groups
     if merge.method not in METHODS or merge.template not in parsed.content.sources:
         return
@@ -178,7 +184,7 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
     errors = []
     for present in candidates:
         try:
-            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0))
+            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0), searched=searched)
             return
         except StudyFileError as error:
             errors.append(error)
@@ -186,8 +192,8 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks) -> None:
         raise errors[0]
 
 
-def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpace:
-    """The space over these merged groups, given with their depths.
+def search_space(parsed: ParsedStudy, groups: Mapping[str, float], *, searched: bool = True) -> SearchSpace:
+    """The space over these merged groups, given with their depths; of a single point only where nothing is searched.
 
     Raises:
         StudyFileError: places are dotted keys below `merge.coefficients`.
@@ -202,6 +208,7 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
         prompts=prompt_dimensions(parsed.content.evaluation),
+        searched=searched,
     )
 
 
@@ -315,7 +322,7 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
         folder = options.get("folder")
         return name, {**options, "folder": folder and (parsed.folder / str(folder)).resolve()}, split
 
-    tests = [read(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
+    tests = [read(*c.tested, c.test_split) for c in parsed.content.evaluation.collections]
     if collection.split == "test" or read(collection.format, collection.options, collection.split) in tests:
         checks.add("examples may not be test queries, which are to choose nothing", *keys, "split")
 
@@ -323,6 +330,9 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
 def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
     search = parsed.content.search
     strategy = search.strategy
+    start = search.start_from
+    if start is not None and start.study == parsed.content.study and start.storage in (None, parsed.content.storage):
+        checks.add("a study cannot start from itself: name another one", "search", "start_from")
     if strategy.name not in STRATEGIES:
         checks.add(unknown("strategy", strategy.name, STRATEGIES), "search", "strategy", "name")
         return
@@ -335,6 +345,39 @@ def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
         and not STRATEGIES[strategy.name].finite
     ):
         checks.add(f"{strategy.name} needs a budget: `trials:`, `minutes:` or `gpu_hours:`", "search")
+
+
+def _check_objectives(checks: Checks, parsed: ParsedStudy) -> None:
+    collections, racing = parsed.content.evaluation.collections, parsed.content.search.racing
+    keys = ("evaluation", "collections")
+    names = dict.fromkeys(c.objective for c in collections)
+    for i, c in enumerate(collections):
+        if c.objective is None and len(names) > 1:
+            checks.add("name an `objective` here as well, or none anywhere", *keys, i)
+    for name in names:
+        if not any(c.weight for c in collections if c.objective == name):
+            what = "collections" if name is None else f"collections of objective {name!r}"
+            checks.add(f"the {what} have no weight: give at least one a `weight` above 0", *keys)
+    if racing is not None and len(names) > 1:
+        message = "a trial cannot be stopped early by its value where there are several objectives: leave `racing` out"
+        checks.add(message, "search", "racing")
+    guarded = [i for i, c in enumerate(collections) if c.may_lose is not None]
+    if guarded and not _gives_template(parsed):
+        message = (
+            f"is measured against the template alone, and no coefficients of {parsed.content.merge.method} give that: "
+            "leave it out, or take another method or template"
+        )
+        checks.add(f"may_lose: {message}", *keys, guarded[0], "may_lose")
+
+
+def _gives_template(parsed: ParsedStudy) -> bool:
+    merge, sources = parsed.content.merge, list(parsed.content.sources)
+    if merge.method not in METHODS or merge.template not in sources:
+        return True  # a problem of its own
+    method = METHODS[merge.method]
+    base = merge.base if method.takes_base else None
+    merged = [s for s in sources if s != base]
+    return method.coefficients_for_source(merge.template, merged, base, merge.template) is not None
 
 
 def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
@@ -350,12 +393,16 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
         options = FORMATS[collection.format].options
         checks.options(options, collection.options, *keys, beside=CollectionEntry)
         if collection.test and not checks.found_at(*keys):
-            merged = {**collection.options, **collection.test}
-            checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+            name, merged = collection.tested
+            if name not in FORMATS:
+                checks.add(unknown("collection format", name, FORMATS), *keys, "test", "format")
+            else:
+                checks.options(FORMATS[name].options, merged, *keys, "test", beside=CollectionEntry)
     for kind in unused_lists(evaluation):
         checks.add(
             "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
         )
+    _check_objectives(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)
     if evaluation.search not in BACKENDS:

@@ -147,8 +147,8 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
     return tuple(
         CollectionSpec(
             name=c.name,
-            format=c.format,
-            options={**c.options, **c.test} if test else c.options,
+            format=c.tested[0] if test else c.format,
+            options=c.tested[1] if test else c.options,
             split=c.test_split if test else c.split,
             relative_to=parsed.folder,
             queries=None if test else c.queries,

@@ -237,6 +237,24 @@ class RacingEntry(_Closed):
         return (*self.looks, 1.0)
 
 
+def _study_shorthand(value: object) -> object:
+    return {"study": value} if isinstance(value, str) else value
+
+
+class StartEntry(_Closed):
+    """A recorded study whose merges this one starts from: those that are points of its space too."""
+
+    study: str
+    """Its name in the database."""
+    storage: str | None = None
+    """Its database, by default the one of this study."""
+    scores: Literal["recorded", "again"] = "recorded"
+    """`recorded`: its scores are this study's trials, without evaluation; everything that could change a score has to
+    agree, groups and ranges apart. `again`: its best merges are evaluated here, after what is enqueued."""
+    best: int | None = Field(default=None, ge=1)
+    """Only so many merges, the highest; by default all of them, and 10 where they are scored `again`."""
+
+
 class SearchEntry(_Closed):
     """How coefficients are proposed, and how many are evaluated."""
 
@@ -252,6 +270,8 @@ class SearchEntry(_Closed):
     enqueue: list[Literal["sources", "uniform", "without", "prompts"] | dict[str, float]] = ["sources", "uniform"]
     """What to evaluate first: every source alone, the uniform average, the average `without` each source in turn, the
     template alone with every prompt that is searched (`prompts`), or points by parameter name."""
+    start_from: Annotated[StartEntry | None, BeforeValidator(_study_shorthand)] = None
+    """A recorded study to start from: its name, or a mapping. Its trials teach the strategy and count for no budget."""
     retries: int = Field(2, ge=0)
     """How often a trial is tried again after its worker died."""
     racing: Annotated[RacingEntry | None, BeforeValidator(_racing_shorthand)] = None
@@ -284,18 +304,32 @@ class CollectionEntry(_Closed):
     test_split: str = "test"
     """The queries that `evaluate` reads, and nothing else."""
     test: dict[str, Any] = {}
-    """Options of the format that differ for the test split, such as another `folder`."""
+    """Options of the format that differ for the test split, such as another `folder`; or all options of another
+    `format`, where judged queries are to test what pseudo-queries chose."""
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
     pool: PoolEntry | None = None
-    weight: float = Field(1.0, gt=0)
-    """Share in a trial's value, relative to the other collections."""
+    weight: float = Field(1.0, ge=0)
+    """Share in a trial's value, relative to the other collections; 0 for one that is only guarded."""
+    objective: str | None = Field(None, min_length=1)
+    """What this collection counts for, such as `target` or `others`. With two names or more each is an objective of its
+    own: the study has a Pareto front, and a trial's value is still the weighted mean over all collections."""
+    may_lose: float | None = Field(None, ge=0)
+    """Guard: no merge is chosen that scores more than this below the template alone on this collection."""
     prompts: PromptsEntry = PromptsEntry()
 
     @property
     def options(self) -> dict[str, Any]:
         """The format's own options."""
         return dict(self.model_extra or {})
+
+    @property
+    def tested(self) -> tuple[str, dict[str, Any]]:
+        """Format and options of the test split."""
+        given = dict(self.test)
+        if "format" in given:
+            return str(given.pop("format")), given
+        return self.format, {**self.options, **given}
 
 
 class EvaluationEntry(_Closed):

@@ -113,7 +113,7 @@ def _paths(
     for key, value in options.items():
         texts = value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else [value]
         for text in map(str, texts):
-            file = key == "folder" or key.endswith("_file")
+            file = key in ("folder", "documents") or key.endswith("_file")
             if (file and not Path(text).is_absolute()) or (key.endswith("dataset") and _is_relative(text, folder)):
                 yield (*keys, key), f"{text!r} is on this machine: {_SHARED}"
 

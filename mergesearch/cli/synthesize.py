@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mergesearch.cli.common import examples, open_existing, storage_option
+from mergesearch.cli.training import texts_option
 
 
 @click.command(
@@ -26,13 +27,9 @@ from mergesearch.cli.common import examples, open_existing, storage_option
     ),
 )
 @click.argument("kind", type=click.Choice(["negatives", "queries", "prompts"]))
-@click.option(
+@texts_option(
     "--from",
     "origin",
-    type=click.Path(path_type=Path, exists=True),
-    required=True,
-    multiple=True,
-    metavar="FOLDER|FILE",
     help="Pairs as for train-expert (negatives, prompts), or documents as for adapt (queries).",
 )
 @click.option(

@@ -17,6 +17,7 @@ import torch
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.evaluation.tables import ranx_scores
@@ -88,6 +89,8 @@ class Evaluation:
     models: tuple[ModelScores, ...]
     tests: tuple[PairedTest, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    pseudo: tuple[str, ...] = ()
+    """The collections whose queries are pseudo-queries."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -96,6 +99,7 @@ class Evaluation:
             "models": [m.to_dict() for m in self.models],
             "tests": [t.to_dict() for t in self.tests],
             "notes": list(self.notes),
+            "pseudo_queries": list(self.pseudo),
         }
 
     def tables(self) -> list[Table]:
@@ -108,7 +112,8 @@ class Evaluation:
             rows: list[tuple[Any, ...]] = [
                 (m.label, *(f"{m.means[name][k]:.4f}" for k in metrics)) for m in self.models
             ]
-            tables.append((f"{name}, {self.split} split, {n} queries{selection}", ["model", *metrics], rows))
+            queries = PSEUDO if name in self.pseudo else "queries"
+            tables.append((f"{name}, {self.split} split, {n} {queries}{selection}", ["model", *metrics], rows))
             differences: list[tuple[Any, ...]] = [
                 (
                     f"chosen − {t.against}",
@@ -156,7 +161,8 @@ def evaluate_study(
     if choice.best_number != choice.number:
         recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
     recipes[f"{CHOSEN}{choice.number})"] = chosen
-    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=_specs(study, split), racing=None))
+    specs = _specs(study, split)
+    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=specs, racing=None))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
     scored, weights = _score(evaluator, recipes, progress)
     collections = [p.source.collection for p in evaluator.retrieval.collections]
@@ -164,7 +170,7 @@ def evaluate_study(
     models = tuple(_model(label, result, qrels) for label, result in scored.items())
     if split == "dev":
         note = "these queries were searched on: the scores are selection scores, not an estimate, and nothing is tested"
-        return Evaluation(split, models, (), (note,))
+        return Evaluation(split, models, (), (note,), _pseudo(specs))
     for label, result in scored.items():
         fingerprint = recipes[label].fingerprint
         store.record_test_reading(
@@ -175,7 +181,8 @@ def evaluate_study(
     notes = [*_overlaps(study, collections), *_readings(store)]
     if same:
         notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
-    return Evaluation(split, models, _tests(models[-1], others), tuple(notes))
+    notes += [f"queries of {name} are {PSEUDO}: no user asked them, and nobody judged them" for name in _pseudo(specs)]
+    return Evaluation(split, models, _tests(models[-1], others), tuple(notes), _pseudo(specs))
 
 
 def evaluate_folder(
@@ -226,13 +233,17 @@ def evaluate_folder(
         store.record_test_reading(result.collections, subject=label, split=split, command=f"{COMMAND} folder")
         notes += _readings(store)
     qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
-    return Evaluation(split, (_model(label, result, qrels),), (), tuple(notes))
+    return Evaluation(split, (_model(label, result, qrels),), (), tuple(notes), _pseudo(specs))
 
 
 def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
     """The study's dev queries, or the whole of another split: its `test`, or one by its own name."""
     specs = study.collection_specs(test=split != "dev")
     return specs if split in ("dev", "test") else tuple(replace(c, split=split) for c in specs)
+
+
+def _pseudo(specs: Iterable[CollectionSpec]) -> tuple[str, ...]:
+    return tuple(c.name for c in specs if c.pseudo_queries)
 
 
 def _without_lists(study: Study, specs: tuple[CollectionSpec, ...]) -> tuple[CollectionSpec, ...]:

@@ -97,10 +97,7 @@ def export_merge(
     fingerprint = merger.fingerprint()
     del merger  # the sources are needed no more
     with made_whole(out, force=force) as partial:
-        check_room(partial, size_of(encoder, template))
-        with writing(out), quiet_loading():
-            save_model(encoder, template, partial, prompt_names(recipe.prompts))
-        overridden = not states_encoding(encoder, template)
+        overridden = save_merged(encoder, template, partial, out, recipe)
         del encoder
         with unusable_is_an_export_error():
             saved = replace(spec, collections=_with_saved_prompts(spec, recipe))
@@ -111,9 +108,27 @@ def export_merge(
         said = mergekit_config(recipe, study.layout, study.checkpoints, {**study.folders, **study.adapters})
         with writing(out):
             write_own_files(partial, provenance, said)
-    metric = study.parsed.content.evaluation.metric
     warnings = tuple(concerns(licences_of(provenance)))
-    return Exported(out, number, metric, recorded.value, rescored.value, warnings)
+    return Exported(out, number, study.metric, recorded.value, rescored.value, warnings)
+
+
+def save_merged(encoder: Encoder, template: Path, partial: Path, out: Path, recipe: MergeRecipe) -> bool:
+    """Write a merged model; whether its folder has to say otherwise than the template's how texts become vectors.
+
+    Args:
+        encoder: the model in memory.
+        template: where its other files are taken from.
+        partial: the folder to write.
+        out: what it is to be called, for people.
+        recipe: whose prompts the folder is to have.
+
+    Raises:
+        ExportError: the disk is full, or cannot be written.
+    """
+    check_room(partial, size_of(encoder, template))
+    with writing(out), quiet_loading():
+        save_model(encoder, template, partial, prompt_names(recipe.prompts))
+    return not states_encoding(encoder, template)
 
 
 def write_own_files(folder: Path, provenance: Mapping[str, Any], said: Configuration) -> None:

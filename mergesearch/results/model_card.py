@@ -12,7 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.recipe import MergeRecipe
+from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.licences import common, concerns
 from mergesearch.results.model_files import prompt_names
 from mergesearch.results.provenance import licences_of
@@ -72,8 +74,14 @@ _SCORES = """
 |---|---|---|---|---|---|
 {rows}
 
-Scores on the dev split are selection scores: the coefficients were chosen on those queries.
+Scores on the dev split are selection scores: the coefficients were chosen on those queries.{pseudo}
 {luck}
+"""
+
+_UNSCORED = """
+## Scores
+
+Nothing was scored: no query says whether this merge is better than its sources.{origin}
 """
 
 _TASK = "information-retrieval"
@@ -96,16 +104,26 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         method=recipe.method,
         origin="searched" if dev else "given",
         encoding="\n".join([*_prompts(recipe), _encoding(provenance["encoding"], scored=bool(dev))]),
-        rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
+        rows="\n".join(
+            _row(g.name, span(g.places), ", ".join(coefficient_words(recipe, g, digits=6))) for g in recipe.groups
+        ),
         fingerprint=recipe.fingerprint,
         version=version.get("mergesearch", ""),
         weights=provenance["weights"],
         versions=", ".join(f"{name} {version[name]}" for name in named if name in version),
         mergekit=_mergekit(provenance.get("mergekit")),
         licences=_licences(provenance),
-        scores=_SCORES.format(rows="\n".join(_scores(provenance)), luck=_luck(dev)) if dev else "",
+        scores=_SCORES.format(rows="\n".join(_scores(provenance)), pseudo=_pseudo(provenance), luck=_luck(dev))
+        if dev
+        else _UNSCORED.format(origin=_origin(provenance)),
     )
     return str(ModelCard(text))
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    """Where the coefficients of a one-shot merge come from."""
+    origin = provenance.get("one_shot", {}).get("origin")
+    return f" What was not set by hand was merged as the method declares it for one shot: {origin}." if origin else ""
 
 
 def _name(provenance: Mapping[str, Any]) -> str:
@@ -127,6 +145,7 @@ def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardDa
             metric_value=round(r["score"], 5),
         )
         for r in provenance.get("test", ())
+        if not r.get("pseudo_queries")  # what the hub compares is on judged queries
     ]
     return ModelCardData(
         base_model=hub_ids or None,
@@ -183,18 +202,6 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:
-    if copy_from is not None:
-        return f"copied from {copy_from}"
-    parts = []
-    for name, value in coefficients.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}[{source}] = {number:.6g}" for source, number in value.items()]
-        else:
-            parts.append(f"{name} = {value:.6g}")
-    return ", ".join(parts)
-
-
 def _mergekit(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -211,6 +218,16 @@ def _licences(provenance: Mapping[str, Any]) -> str:
     lines = [f"- {source}: {licence.described if licence else 'not known'}" for source, licence in found.items()]
     settled = "; ".join(concerns(found))
     return "\n".join([*lines, *(["", f"{settled[0].upper()}{settled[1:]}."] if settled else [])])
+
+
+def _pseudo(provenance: Mapping[str, Any]) -> str:
+    scores = [*provenance["dev"]["collections"].values(), *provenance["test"]]
+    if not any(c.get("pseudo_queries") for c in scores):
+        return ""
+    return (
+        f"\nScores on {PSEUDO} say how well documents are found by words of their own or of a language model: no user "
+        "asked these queries, and nobody judged them."
+    )
 
 
 def _luck(dev: Mapping[str, Any]) -> str:
@@ -232,10 +249,14 @@ def _luck(dev: Mapping[str, Any]) -> str:
 
 def _scores(provenance: Mapping[str, Any]) -> list[str]:
     rows = [
-        _row("dev", name, "this merge", c["metric"], f"{c['score']:.4f}", c["queries"])
+        _row("dev", name, "this merge", c["metric"], f"{c['score']:.4f}", _queries(c))
         for name, c in provenance["dev"]["collections"].items()
     ]
     for r in provenance["test"]:
         for model, score in {"this merge": r["score"], **r.get("others", {})}.items():
-            rows.append(_row(r["split"], r["collection"], model, r["metric"], f"{score:.4f}", r["queries"]))
+            rows.append(_row(r["split"], r["collection"], model, r["metric"], f"{score:.4f}", _queries(r)))
     return rows
+
+
+def _queries(scores: Mapping[str, Any]) -> str:
+    return f"{scores['queries']} {PSEUDO}" if scores.get("pseudo_queries") else str(scores["queries"])

@@ -31,6 +31,7 @@ from mergesearch.storage.tables import (
     trials,
 )
 from mergesearch.storage.transaction import joined
+from mergesearch.storage.trials import single_value
 
 UID_KEY = "mergesearch:uid"
 """System attribute of Optuna's study that pairs it with our row."""
@@ -40,6 +41,9 @@ LOGICAL_ID_KEY = "mergesearch:logical_id"
 
 METRIC_NAMES_KEY = "study:metric_names"
 """Where Optuna keeps the names of a study's objectives; its own `set_metric_names` warns of being experimental."""
+
+RESUMED = "resumed with changes"
+"""An event of a study's history: it was gone on with, and something that may differ did."""
 
 OUTCOMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "fail"}
 """What our own table says of a trial that has ended."""
@@ -91,7 +95,7 @@ def create_study(storage: optuna.storages.RDBStorage, record: StudyRecord) -> No
 
     _remove_deleted_studies(storage.engine)
     with joined(storage, "studies", write):
-        storage.create_new_study([StudyDirection.MAXIMIZE], record.name)
+        storage.create_new_study([StudyDirection.MAXIMIZE] * max(1, len(record.objectives)), record.name)
 
 
 def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: StudyRecord, *, write: bool) -> None:
@@ -113,13 +117,14 @@ def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: Stud
         "study_file": now.study_file,
     }
     with Session(engine) as session, session.begin():
-        session.add(HistoryRow(study_id=row.id, event="resumed with changes", detail=detail))
+        session.add(HistoryRow(study_id=row.id, event=RESUMED, detail=detail))
 
 
-def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, metric: str) -> None:
+def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, record: StudyRecord | None) -> None:
     """Tells Optuna's tools what the values of the trials are, unless they know."""
-    if metric and METRIC_NAMES_KEY not in storage.get_study_system_attrs(optuna_id):
-        storage.set_study_system_attr(optuna_id, METRIC_NAMES_KEY, [metric])
+    if record and record.metric and METRIC_NAMES_KEY not in storage.get_study_system_attrs(optuna_id):
+        names = [f"{record.metric} {name}" for name in record.objectives] or [record.metric]
+        storage.set_study_system_attr(optuna_id, METRIC_NAMES_KEY, names)
 
 
 def is_alive() -> sa.ColumnElement[bool]:
@@ -176,7 +181,7 @@ def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTria
         row = session.get_one(TrialRow, row_id, with_for_update=True)
         if row.outcome is None:
             row.outcome = OUTCOMES[trial.state]
-            row.value = None if trial.state == TrialState.FAIL else trial.value
+            row.value = None if trial.state == TrialState.FAIL else single_value(trial.values, trial.user_attrs)
             row.reason = "ended by another program"
             row.finished_at = sa.func.now()
 
@@ -185,8 +190,8 @@ def as_last_run(engine: sa.Engine, row: StudyRow) -> StudyRecord:
     """What the study was made with, and what may differ as the run that was started last had it."""
     stored = record_of(row)
     with Session(engine) as session:
-        query = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id).order_by(HistoryRow.id.desc())
-        last = session.scalars(query.limit(1)).first()
+        resumed = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id, HistoryRow.event == RESUMED)
+        last = session.scalars(resumed.order_by(HistoryRow.id.desc()).limit(1)).first()
     if last is None:
         return stored
     return replace(stored, other=last["other"], versions=last["versions"], file_name=last["file_name"])

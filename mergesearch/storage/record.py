@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergesearch.errors import ResumeError
+from mergesearch.evaluation.labels import on_queries
 
 PLANNED = "planned_trials"
 """Entry of `StudyRecord.other`: how many trials the study will have, null where nobody knows beforehand."""
@@ -52,6 +53,7 @@ class StudyRecord:
         defaults: entries of `score_relevant` as they stand where nothing is recorded of them: an option that is
             spelled out at its default makes no other study, nor does one that came with a later version.
         metric: what trials are scored by, the name of Optuna's objective.
+        objectives: the names of several objectives, one of Optuna's directions each; empty for a single one.
     """
 
     name: str
@@ -62,6 +64,13 @@ class StudyRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
+    objectives: tuple[str, ...] = ()
+
+    @property
+    def on_queries(self) -> str:
+        """What dev scores are on, where that is not judged queries alone; see `evaluation.labels`."""
+        collections = self.score_relevant.get("evaluation", {}).get("collections", {})
+        return on_queries([c.get("pseudo_queries", False) for c in collections.values()])
 
 
 def plain(value: Any) -> Any:

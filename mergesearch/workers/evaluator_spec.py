@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluation.collection import Collection
-from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.formats import get_format, load_collection
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.workers.prefix_memory import PrefixSpec
 from mergesearch.workers.residency import Residency
@@ -46,6 +46,11 @@ class CollectionSpec:
     weight: float = 1.0
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def pseudo_queries(self) -> bool:
+        """Whether its queries are nobody's, and scores on them are to be labelled so."""
+        return get_format(self.format).pseudo_queries
 
     def load(self) -> Collection:
         """Read the collection, sample its queries, pool its corpus. Deterministic.

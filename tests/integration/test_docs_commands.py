@@ -68,11 +68,14 @@ HUB = "uploads to the hub; tests of the export do so to an endpoint of their own
 WATCHES = "looks again until the study ends; the tests of the live view watch one"
 SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py asks it for pages"
 TRAINS = "trains for minutes; the tests of training run the like of it on tiny models"
+REFINES = "divides a model of more than two layers; tests/integration/test_refine.py refines one and runs it"
 CASES = [
     *(Case(f"mergesearch {name}", NAME) for name in sorted({*cli.commands} - {"methods", "studies"})),
     Case("mergesearch validate *", RUN),
     Case("mergesearch plan *", RUN),
     Case("mergesearch run * --address *", PARSED, CLUSTER),
+    Case("mergesearch run studies/quarters.yaml", PARSED, REFINES),
+    Case("mergesearch refine *", PARSED, REFINES),
     Case("mergesearch run study.yaml --workers ray --count 2", SLOW, without=("study.db",), makes=("study.db",)),
     Case("mergesearch run a.yaml b.yaml c.yaml", RUN, without=("several.db",), makes=("several.db",)),
     Case("mergesearch run *", RUN, without=("study.db",), makes=("study.db",)),
@@ -93,6 +96,7 @@ CASES = [
     Case("mergesearch export study.yaml --trial 7 --out trial-7", SLOW, makes=("trial-7/mergesearch.json",)),
     Case("mergesearch export study.yaml --out merged --trial 7 --force", SLOW),
     Case("mergesearch merge merged/mergesearch.json --out again", RUN, makes=("again/mergesearch.json",)),
+    Case("mergesearch merge --method *", RUN, without=("merged",), makes=("merged/mergesearch.json",)),
     Case("mergesearch merge *", RUN),
     Case("mergesearch report * --out report.html", RUN, makes=("report.html",)),
     Case("mergesearch report *", RUN),
@@ -172,7 +176,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
         content["sources"][source] = f"../{path}"
     content["evaluation"]["collections"][0]["folder"] = "../collection"
     write(folder / "studies" / "segment-grid.yaml", content)
-    for name in ("segment-surrogate", "re-adapt"):
+    for name in ("segment-surrogate", "re-adapt", "halves"):
         write(folder / "studies" / f"{name}.yaml", content)
     (folder / "mergesearch-quickstart").mkdir()
     write(folder / "mergesearch-quickstart" / "study.yaml", content)
@@ -181,6 +185,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
         content |= {"study": name, "storage": "sqlite:///several.db", "seed": ord(name)}
         content["search"] = {"strategy": "random", "trials": 2}
         write(folder / f"{name}.yaml", content)
+    for name, source in (("retriever", "retriever"), ("domain", "domain"), ("base", "retriever")):
+        shutil.copytree(folder / source, folder / "models" / name)
     models = [{"model": str(folder / source), "parameters": {"weight": 0.5}} for source in ("retriever", "domain")]
     config = {"merge_method": "linear", "models": models, "dtype": "float32"}
     for name in ("config.yml", "merge.yml"):
@@ -272,6 +278,7 @@ PYTHON = {
     "README.md": PythonPage(without=("merged", "study.db")),
     "docs/python.md": PythonPage(without=("merged", "study.db")),
     "docs/evaluate.md": PythonPage(prepare=local_mteb),
+    "docs/pseudo.md": PythonPage(),
     "docs/report.md": PythonPage(),
     "docs/watch.md": PythonPage(instead={"postgresql://me@db/studies": "sqlite:///my.db", "segment-grid": "tiny"}),
 }

@@ -9,7 +9,7 @@ from cmaes import CMA, CMAwM, SepCMA
 from pydantic import Field, model_validator
 
 from mergesearch.errors import Problem, StudyFileError
-from mergesearch.search.population import Algorithm, Member, PopulationStrategy
+from mergesearch.search.population import Algorithm, Member, PopulationStrategy, Scores
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import StrategyOptions
 
@@ -31,7 +31,8 @@ class CMAESOptions(StrategyOptions):
     """Members of a generation; None for 4 + ⌊3 ln D⌋. A multiple of the number of workers keeps all busy."""
     x0: Literal["centre", "template", "best"] | dict[str, float] = "centre"
     """Where the first mean lies: the centre of all ranges, the template source alone, the best trial enqueued
-    before, or values by parameter name (the centre for those not named)."""
+    before, or values by parameter name (the centre for those not named). By default the best where the study starts
+    from another one."""
     sigma0: float = Field(0.2, gt=0, le=1)
     """First standard deviation as a fraction of every range (Hansen 2016: up to .3; smaller suits
     small budgets)."""
@@ -65,6 +66,7 @@ class CMAES(PopulationStrategy):
     name = "cmaes"
     title = "CMA evolution strategy"
     paper = "https://arxiv.org/abs/1604.00772"
+    started = {"x0": "best"}  # noqa: RUF012
     Options = CMAESOptions
     options: CMAESOptions
 
@@ -121,9 +123,9 @@ class _Replayed(Algorithm):
         drawn = [self._draw() for _ in range(self._optimizer.population_size)]
         return [self._settled(given.get(k, member), member) for k, member in enumerate(drawn)]
 
-    def tell(self, members: Sequence[Member], values: Sequence[float], *, new: bool) -> None:
+    def tell(self, members: Sequence[Member], values: Sequence[Scores], *, new: bool) -> None:
         """Move the distribution, and start again where it has converged or goes round in known points."""
-        self._optimizer.tell([(self._position(m), -v) for m, v in zip(members, values, strict=True)])
+        self._optimizer.tell([(self._position(m), -value) for m, (value,) in zip(members, values, strict=True)])
         self._stale = 0 if new else self._stale + 1
         if self._options.restart == "ipop" and (self._optimizer.should_stop() or self._stale >= STALE_GENERATIONS):
             self._restarts += 1
