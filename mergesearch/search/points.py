@@ -65,6 +65,7 @@ class SearchSpace:
         bindings: how values of dimensions become coefficients.
         defaults: coefficient name to the value it has where nothing is said.
         template: the point that is the template source alone, where the space holds it.
+        unmerged: all points that are a source alone.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -73,6 +74,7 @@ class SearchSpace:
     bindings: tuple[Binding, ...]
     defaults: Mapping[str, float] = field(default_factory=dict)
     template: Mapping[str, float] | None = None
+    unmerged: tuple[Mapping[str, float], ...] = ()
     _known: dict[tuple[tuple[str, Any], ...], Point | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

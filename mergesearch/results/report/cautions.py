@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergesearch.results.evaluate import shown_p, times_read
+from mergesearch.results.evaluate import times_read
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.report.stability import Candidate
+from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.study import FEW_QUERIES
 

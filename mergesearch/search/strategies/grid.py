@@ -39,6 +39,9 @@ class GridOptions(StrategyOptions):
     """`prefix` changes the lowest parameter groups least often, so that the layers below are not run again; workers
     take different values of the lowest. `shuffled` covers the space evenly from the
     start, for budgets that end before the grid does."""
+    unmerged: bool = True
+    """Whether points that are a source alone belong to the grid. Without them, and with `enqueue: []`, the best of the
+    merges is chosen, whatever the sources score."""
     retries: int = Field(1, ge=0)
     """How often a point whose trial failed is proposed again."""
 
@@ -97,10 +100,13 @@ class Grid(Strategy):
 
     def planned(self) -> int:
         """The number of points."""
-        return math.prod(len(c) for c in self._choices)
+        return math.prod(len(c) for c in self._choices) - len(self._left_out)
 
     def plans(self, params: Params) -> bool:
         """Whether the grid has the point."""
+        return self._within(params) and self.space.point(params) not in self._left_out
+
+    def _within(self, params: Params) -> bool:
         choices = zip(self.space.dimensions, self._choices, strict=True)
         return all(any(_same(params[d.name], value) for value in values) for d, values in choices)
 
@@ -132,11 +138,18 @@ class Grid(Strategy):
         return choices or ()
 
     @cached_property
+    def _left_out(self) -> frozenset[Point]:
+        if self.options.unmerged:
+            return frozenset()
+        return frozenset(self.space.point(p) for p in self.space.unmerged if self._within(dict(p)))
+
+    @cached_property
     def _points(self) -> list[_Entry]:
         """Index in prefix order, parameters and identity of every point, in the order they are proposed."""
         names = [d.name for d in self.space.dimensions]
         every = [dict(zip(names, values, strict=True)) for values in product(*self._choices)]
         points = [(index, params, self.space.point(params)) for index, params in enumerate(every)]
+        points = [entry for entry in points if entry[2] not in self._left_out]
         if self.options.order == "shuffled":
             shuffled = np.random.default_rng(derive_seed(self.seed, self.name)).permutation(len(points))
             points = [points[i] for i in shuffled]
