@@ -27,10 +27,12 @@ from mergesearch.budget import Budget
 from mergesearch.errors import EvaluationError, WorkerError
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.flight import Flight, OpenTrial
+from mergesearch.judging import NO_TEMPLATE, Judge
 from mergesearch.listener import Listener, Summary
 from mergesearch.predicting import Predictor
 from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
+from mergesearch.search.ledger import violation
 from mergesearch.search.registry import Strategy
 from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.driving import Told
@@ -74,6 +76,7 @@ class Controller:
         self._flight = Flight(study.parsed.content.workers.gpus)
         self._predictor = Predictor(store, pool, self._search.retries, self._settle_all, self._flight.forget)
         self._distributions = study.space.distributions()
+        self._judge = Judge(study, store)
         self._rivals = Rivals(store, study.racing.rivals) if study.racing is not None else None
         self._summary = Summary("")
         self._looked = -math.inf  # when trials left behind were looked for
@@ -152,7 +155,8 @@ class Controller:
     def _learn(self) -> None:
         """What earlier processes and other coordinators have recorded."""
         history = self._store.trials()
-        values = [t.value for t in history if t.state == TrialState.COMPLETE and t.value is not None]
+        complete = [t for t in history if t.state == TrialState.COMPLETE and not violation(t)]
+        values = [t.value for t in complete if t.value is not None]
         self._best = max(values, default=-math.inf)
         self._anchors = Anchors(self._study, history)
         self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
@@ -185,7 +189,11 @@ class Controller:
         self._summary.reason = self._budget.used_up(history, self._flight.gpu_seconds())
         if self._summary.reason:
             return False
-        if (anchor := self._anchors.next(history)) is not None:
+        anchor = self._anchors.next(history)
+        if not self._judge.ready and (anchor is None or anchor[0].source != self._study.objectives.template):
+            self._summary.reason = NO_TEMPLATE  # unless a worker is at it
+            return False
+        if anchor is not None:
             return self._begin_anchor(*anchor, history)
         self._summary.reason = self._exhausted(history)
         if self._summary.reason:
@@ -290,7 +298,8 @@ class Controller:
     def _share(self, trial: OpenTrial, original: int, result: TrialResult) -> None:
         """End a trial with what an equal recipe brought back."""
         result = replace(result, seconds={}, tokens=0, layer_tokens=0, worker="reused", notes=())
-        if self._store.finish(trial.number, result, epoch=trial.epoch) is Told.LATE:
+        judged = self._judge.of(trial.fingerprint, result)
+        if self._store.finish(trial.number, result, epoch=trial.epoch, judged=judged) is Told.LATE:
             self._lost(trial)
             return
         self._summary.reused += 1
@@ -338,8 +347,11 @@ class Controller:
         if not isinstance(outcome.result, TrialResult):
             self._fail(trial, outcome.failure or "no reason given", recipe_at_fault=outcome.recipe_at_fault)
             return
+        judged = self._judge.of(trial.fingerprint, outcome.result)
         try:
-            told = self._store.finish(trial.number, outcome.result, epoch=trial.epoch, gpu_seconds=trial.gpu_seconds)
+            told = self._store.finish(
+                trial.number, outcome.result, epoch=trial.epoch, gpu_seconds=trial.gpu_seconds, judged=judged
+            )
         except EvaluationError as error:  # scores that are no scores
             self._fail(trial, str(error), recipe_at_fault=True)
             return
@@ -352,7 +364,7 @@ class Controller:
             self._tell(self._listener.pruned, trial.number, trial.label, outcome.result)
             return
         self._summary.evaluated += 1
-        value = outcome.result.value
+        value = outcome.result.value if judged.kept else -math.inf
         new_best, self._best = value > self._best, max(self._best, value)
         self._tell(self._listener.finished, trial.number, trial.label, outcome.result, new_best=new_best)
 

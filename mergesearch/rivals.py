@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.evaluation.racing import Rival
+from mergesearch.search.ledger import violation
 from mergesearch.storage.reader import StudyReader
 
 
@@ -25,7 +26,7 @@ class Rivals:
 
     def best(self, history: Sequence[FrozenTrial]) -> tuple[Rival, ...]:
         """The best of a history first, each recipe once; fewer than `count` while there are not so many."""
-        complete = [t for t in history if t.state == TrialState.COMPLETE and t.value is not None]
+        complete = [t for t in history if t.state == TrialState.COMPLETE and t.value is not None and not violation(t)]
         found: dict[str, Rival] = {}
         for trial in sorted(complete, key=lambda t: (-(t.value or 0.0), t.number)):
             if len(found) == self._count:

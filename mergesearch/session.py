@@ -39,6 +39,7 @@ def study_record(study: Study) -> StudyRecord:
         versions=versions(),
         defaults=study.score_defaults(),
         metric=content.evaluation.metric,
+        objectives=study.objectives.names if study.objectives.several else (),
     )
 
 

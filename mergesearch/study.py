@@ -16,6 +16,7 @@ import torch
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
 from mergesearch.evaluation.looks import LookSettings
+from mergesearch.evaluation.objectives import Objectives
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
@@ -208,6 +209,9 @@ class Study:
     def anchors(self) -> list[Anchor]:
         """What `search.enqueue` asks for, in its order; equal ones once."""
         found: list[tuple[str, Coefficients, str]] = []
+        template = self.parsed.content.merge.template
+        if self.objectives.allowances:  # what guards are measured against comes first
+            found.append((self._name_alone(template), self.sources_alone()[template], template))
         for entry in self.parsed.content.search.enqueue:
             if entry == "sources":
                 found += [(self._name_alone(source), c, source) for source, c in self.sources_alone().items()]
@@ -348,6 +352,18 @@ class Study:
         return notes
 
     @property
+    def objectives(self) -> Objectives:
+        """What trials are judged by beside their value."""
+        content = self.parsed.content
+        collections = content.evaluation.collections
+        return Objectives(
+            {c.name: c.objective or content.evaluation.metric for c in collections},
+            {c.name: c.weight for c in collections},
+            {c.name: c.may_lose for c in collections if c.may_lose is not None},
+            content.merge.template,
+        )
+
+    @property
     def racing(self) -> RacingSettings | None:
         """How trials are raced; None where every trial is scored at once."""
         entry = self.parsed.content.search.racing
@@ -363,6 +379,7 @@ class Study:
         strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
         strategy.metric = self.parsed.content.evaluation.metric
         strategy.workers = self.workers
+        strategy.objectives = self.objectives
         return strategy
 
     def score_relevant(self) -> dict[str, Any]:
@@ -389,8 +406,15 @@ class Study:
                 **({} if content.evaluation.attention == "auto" else {"attention": content.evaluation.attention}),
                 "template_files": encoding_files(self.folders[merge.template]),
                 "collections": {
-                    c.name: {"content": c.content_hash, "weight": spec.weight, "prompts": dict(spec.prompts)}
-                    for c, spec in zip(self.collections, self.collection_specs(), strict=True)
+                    c.name: {
+                        "content": c.content_hash,
+                        "weight": spec.weight,
+                        "prompts": dict(spec.prompts),
+                        **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
+                    }
+                    for c, spec, entry in zip(
+                        self.collections, self.collection_specs(), content.evaluation.collections, strict=True
+                    )
                 },
                 # Scores per query and embeddings are kept in this order.
                 **({"order": [c.name for c in self.collections]} if len(self.collections) > 1 else {}),

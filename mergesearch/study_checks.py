@@ -335,6 +335,39 @@ def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
         checks.add(f"{strategy.name} needs a budget: `trials:`, `minutes:` or `gpu_hours:`", "search")
 
 
+def _check_objectives(checks: Checks, parsed: ParsedStudy) -> None:
+    collections, racing = parsed.content.evaluation.collections, parsed.content.search.racing
+    keys = ("evaluation", "collections")
+    names = dict.fromkeys(c.objective for c in collections)
+    for i, c in enumerate(collections):
+        if c.objective is None and len(names) > 1:
+            checks.add("name an `objective` here as well, or none anywhere", *keys, i)
+    for name in names:
+        if not any(c.weight for c in collections if c.objective == name):
+            what = "collections" if name is None else f"collections of objective {name!r}"
+            checks.add(f"the {what} have no weight: give at least one a `weight` above 0", *keys)
+    if racing is not None and len(names) > 1:
+        message = "a trial cannot be stopped early by its value where there are several objectives: leave `racing` out"
+        checks.add(message, "search", "racing")
+    guarded = [i for i, c in enumerate(collections) if c.may_lose is not None]
+    if guarded and not _gives_template(parsed):
+        message = (
+            f"is measured against the template alone, and no coefficients of {parsed.content.merge.method} give that: "
+            "leave it out, or take another method or template"
+        )
+        checks.add(f"may_lose: {message}", *keys, guarded[0], "may_lose")
+
+
+def _gives_template(parsed: ParsedStudy) -> bool:
+    merge, sources = parsed.content.merge, list(parsed.content.sources)
+    if merge.method not in METHODS or merge.template not in sources:
+        return True  # a problem of its own
+    method = METHODS[merge.method]
+    base = merge.base if method.takes_base else None
+    merged = [s for s in sources if s != base]
+    return method.coefficients_for_source(merge.template, merged, base, merge.template) is not None
+
+
 def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
     evaluation = parsed.content.evaluation
     names = [c.name for c in evaluation.collections]
@@ -350,6 +383,7 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
         if collection.test and not checks.found_at(*keys):
             merged = {**collection.options, **collection.test}
             checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+    _check_objectives(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)
     if evaluation.search not in BACKENDS:

@@ -256,8 +256,13 @@ class CollectionEntry(_Closed):
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
     pool: PoolEntry | None = None
-    weight: float = Field(1.0, gt=0)
-    """Share in a trial's value, relative to the other collections."""
+    weight: float = Field(1.0, ge=0)
+    """Share in a trial's value, relative to the other collections; 0 for one that is only guarded."""
+    objective: str | None = Field(None, min_length=1)
+    """What this collection counts for, such as `target` or `others`. With two names or more each is an objective of its
+    own: the study has a Pareto front, and a trial's value is still the weighted mean over all collections."""
+    may_lose: float | None = Field(None, ge=0)
+    """Guard: no merge is chosen that scores more than this below the template alone on this collection."""
     prompts: PromptsEntry = PromptsEntry()
 
     @property

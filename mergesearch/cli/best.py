@@ -30,6 +30,7 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     """Show the merge that the study chooses, its coefficients, and the highest scoring one beside it."""
     from mergesearch.resolving import load_study
     from mergesearch.results.choose import choose
+    from mergesearch.results.front import front_table
     from mergesearch.sources.layout import span
 
     study = load_study(study_file)
@@ -53,3 +54,6 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
             else:
                 rows.append((group.name, where, ", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items())))
     print_table(["group", "covers", "coefficients"], rows)
+    if choice.front:
+        click.echo("\nPareto front (selection scores); `export --trial N` takes another of its points")
+        print_table(*front_table(choice.front))

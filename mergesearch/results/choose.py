@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mergesearch.errors import MergesearchError
 from mergesearch.evaluation.luck import Luck
+from mergesearch.evaluation.objectives import Objectives
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.distance import Distances
+from mergesearch.results.front import FrontPoint, pareto_front
 from mergesearch.storage.reader import StudyReader
 from mergesearch.study import Study
 
@@ -50,6 +52,9 @@ class Choice:
             `unknown` where no source alone was evaluated, and the choice is the highest without recommendation.
         nearest: the source that the chosen merge is nearest to; None for methods that give no source alone.
         distance: how far from it, see `Distances`; None with `nearest`.
+        front: where there are several objectives, the trials that no other beats in all of them, by the first
+            objective, highest first. The choice is among them or is a source.
+        set_aside: how many trials lost more on guarded collections than they may; none of them is named above.
     """
 
     number: int
@@ -69,6 +74,8 @@ class Choice:
     verdict: str
     nearest: str | None
     distance: float | None
+    front: tuple[FrontPoint, ...] = ()
+    set_aside: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -87,6 +94,12 @@ class Choice:
 
     def reason(self) -> str:
         """The verdict in words."""
+        if not self.set_aside:
+            return self._verdict()
+        trials = "1 trial lost" if self.set_aside == 1 else f"{self.set_aside} trials lost"
+        return f"{self._verdict()}\nset aside: {trials} more on a guarded collection than `may_lose`"
+
+    def _verdict(self) -> str:
         if self.gain is None or self.gain_optimism is None or self.gain_interval is None:
             return (
                 "no source alone was evaluated, so nothing says that merging gained anything and nothing is "
@@ -178,7 +191,26 @@ def choose(
         )
     if not candidates:
         raise NothingScoredError(f"study {study.name!r} has no scored trial yet; `mergesearch run` it first")
-    return pick(candidates)
+    kept = within_guards(candidates, study.objectives)
+    front: tuple[FrontPoint, ...] = ()
+    if study.objectives.several:
+        front = pareto_front([FrontPoint(c.number, c.label, study.objectives.values(c.scores)) for c in kept])
+    return replace(pick(kept), front=front, set_aside=len(candidates) - len(kept))
+
+
+def within_guards(candidates: Sequence[Candidate], objectives: Objectives) -> list[Candidate]:
+    """Those that lost no more on guarded collections, against the template alone, than they may.
+
+    Raises:
+        NothingScoredError: there are guards, and the template alone has no score.
+    """
+    if not objectives.allowances:
+        return list(candidates)
+    template = next((c for c in candidates if c.distance == 0 and c.nearest == objectives.template), None)
+    if template is None:
+        raise NothingScoredError(f"the template, {objectives.template!r}, alone has no score that `may_lose` needs")
+    excess = [objectives.excess(c.scores, template.scores).values() for c in candidates]
+    return [c for c, lost in zip(candidates, excess, strict=True) if all(one <= 0 for one in lost)]
 
 
 def pick(candidates: Sequence[Candidate]) -> Choice:

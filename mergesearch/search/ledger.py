@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.evaluation.objectives import EXCESS_ATTR, OBJECTIVES_ATTR, PENALTY
 from mergesearch.evaluation.result import ESTIMATE_ATTR
 
 if TYPE_CHECKING:
@@ -23,13 +25,15 @@ class PointRecord:
     """The trials of one point.
 
     Attributes:
-        value: of the first scored trial; None where none has a value.
+        value: of the first scored trial (see `score`); None where none has a value.
+        objectives: of the same trial (see `scores`).
         scored: some trial is COMPLETE or PRUNED.
         in_flight: some trial is RUNNING or WAITING.
         failures: how many trials failed.
     """
 
     value: float | None = None
+    objectives: tuple[float, ...] | None = None
     scored: bool = False
     in_flight: bool = False
     failures: int = 0
@@ -61,7 +65,7 @@ class Ledger:
         else:
             record.scored = True
             if record.value is None:
-                record.value = score(trial)
+                record.value, record.objectives = score(trial), scores(trial)
 
     def at(self, point: Point | None) -> PointRecord:
         """What is known of a point; an empty record where nothing is."""
@@ -81,14 +85,30 @@ def score(trial: FrozenTrial) -> float | None:
     """What the trial teaches of its point: its value where it is finished and has a finite one.
 
     The value of a raced trial that was stopped is its running mean over the first queries, which compares with no
-    other trial's; `ESTIMATE_ATTR` holds what its value would have been, about.
+    other trial's; `ESTIMATE_ATTR` holds what its value would have been, about. A trial that lost more on guarded
+    collections than it may is worth less by `PENALTY` times that.
     """
     if trial.state == TrialState.PRUNED and ESTIMATE_ATTR in trial.user_attrs:
         return float(trial.user_attrs[ESTIMATE_ATTR])
     finished = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     if not finished or trial.values is None or not math.isfinite(trial.values[0]):
         return None
-    return float(trial.values[0])
+    return float(trial.values[0]) - PENALTY * violation(trial)
+
+
+def scores(trial: FrozenTrial) -> tuple[float, ...] | None:
+    """Like `score`, one for each of several objectives; of a trial without them its score alone."""
+    value = score(trial)
+    found = trial.user_attrs.get(OBJECTIVES_ATTR)
+    if value is None or not isinstance(found, Mapping):
+        return None if value is None else (value,)
+    return tuple(float(v) - PENALTY * violation(trial) for v in found.values())
+
+
+def violation(trial: FrozenTrial) -> float:
+    """What the trial lost on guarded collections beyond what it may, 0 where all is well."""
+    found = trial.user_attrs.get(EXCESS_ATTR)
+    return math.fsum(max(0.0, float(lost)) for lost in found.values()) if isinstance(found, Mapping) else 0.0
 
 
 def state(trial: FrozenTrial) -> TrialState:

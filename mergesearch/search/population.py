@@ -52,6 +52,9 @@ class Member:
     genes: tuple[float, ...] = ()
 
 
+Scores = tuple[float, ...]
+
+
 class Algorithm(ABC):
     """A generational optimizer, deterministic in its seed and in what it is told. Values are maximised."""
 
@@ -67,12 +70,12 @@ class Algorithm(ABC):
         """
 
     @abstractmethod
-    def tell(self, members: Sequence[Member], values: Sequence[float], *, new: bool) -> None:
+    def tell(self, members: Sequence[Member], values: Sequence[Scores], *, new: bool) -> None:
         """The scores of a generation, in the order of its members.
 
         Args:
             members: as `generation` returned them.
-            values: finite.
+            values: finite; one each, or one per objective for strategies that seek a front.
             new: whether any of them needed a trial; if not, the algorithm walks on trodden paths.
         """
 
@@ -87,7 +90,7 @@ class _Replay:
 
     algorithm: Algorithm
     adopted: list[int]
-    told: list[tuple[list[Member], list[float | None]]] = field(default_factory=list)
+    told: list[tuple[list[Member], list[Scores | None]]] = field(default_factory=list)
     current: list[Member] | None = None
     idle: int = 0
 
@@ -117,6 +120,11 @@ class PopulationStrategy(Strategy):
         words = [self.name, seed, options.model_dump(mode="json"), [d.to_dict() for d in space.dimensions]]
         self._key = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:8]
         self._memo: _Replay | None = None
+
+    @property
+    def seeks_front(self) -> bool:
+        """Whether the algorithm is told every objective of a study that has several, rather than their mean."""
+        return False
 
     @abstractmethod
     def start(self, adopted: Sequence[FrozenTrial]) -> Algorithm:
@@ -182,7 +190,7 @@ class PopulationStrategy(Strategy):
             replay.idle = 0 if new else replay.idle + 1
             known = [v for v in values if v is not None]
             if known:
-                failed = math.nextafter(min(known), -math.inf)
+                failed = tuple(math.nextafter(min(column), -math.inf) for column in zip(*known, strict=True))
                 replay.algorithm.tell(members, [failed if v is None else v for v in values], new=new)
             replay.told.append((members, values))
             replay.current = None
@@ -216,8 +224,11 @@ class PopulationStrategy(Strategy):
                 given[position] = Member(self.space.snap(trial.params), genes)
         return given
 
-    def _values(self, members: Sequence[Member], view: _View) -> list[float | None]:
-        return [view.ledger.at(self.space.find(m.params)).value for m in members]
+    def _values(self, members: Sequence[Member], view: _View) -> list[Scores | None]:
+        found = [view.ledger.at(self.space.find(m.params)) for m in members]
+        if self.seeks_front:
+            return [record.objectives for record in found]
+        return [None if record.value is None else (record.value,) for record in found]
 
     def _holds(self, replay: _Replay, view: _View) -> bool:
         """Whether replaying the history from the start would lead where the memo is."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
+    from mergesearch.evaluation.objectives import Objectives
     from mergesearch.search.points import Params, SearchSpace
     from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening
@@ -92,6 +93,9 @@ class Strategy(ABC):
     """How many trials may be in flight, for strategies that propose several at a time."""
     metric: str = "ndcg@10"
     """What trials are scored by, for strategies that predict it."""
+    objectives: Objectives | None = None
+    """The study's objectives and guards, for strategies that seek a whole Pareto front or predict scores per
+    collection. What others are told of a trial, its value less a penalty, holds the guards already."""
     Options: ClassVar[type[StrategyOptions]]
     """Its options, typed, documented, with a vetted default each."""
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mergesearch.errors import StorageError
+from mergesearch.evaluation.objectives import EXCESS_ATTR, OBJECTIVES_ATTR, VALUE_ATTR, Judgement
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.storage.engine import redact_urls
 
@@ -54,3 +55,13 @@ def costs(result: TrialResult) -> dict[str, Any]:
 def held(gpu_seconds: float) -> dict[str, float]:
     """How long workers were held for a trial, times their GPUs."""
     return {GPU_SECONDS_ATTR: round(gpu_seconds, 6)} if gpu_seconds else {}
+
+
+def judged(judgement: Judgement, value: float) -> dict[str, Any]:
+    """Several objectives with the value that they leave no column for, and what guards say."""
+    found: dict[str, Any] = {}
+    if judgement.objectives:
+        found |= {OBJECTIVES_ATTR: dict(judgement.objectives), VALUE_ATTR: value}
+    if judgement.excess:
+        found[EXCESS_ATTR] = dict(judgement.excess)
+    return found

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
 from mergesearch.errors import StorageError
+from mergesearch.evaluation.objectives import Judgement
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.storage import attributes, opening, scores
@@ -28,6 +29,7 @@ from mergesearch.storage.reader import StudyReader, UnfinishedTrial
 from mergesearch.storage.tables import LateResultRow, ScoreRow, StudyRow, TrialRow
 from mergesearch.storage.transaction import (
     joined,
+    write_constraints,
     write_intermediate_values,
     write_new_trial,
     write_trial_attributes,
@@ -185,7 +187,15 @@ class StudyDriver(StudyReader):
             return [UnfinishedTrial.of(row) for row in rows]
 
     @patient
-    def finish(self, number: int, result: TrialResult, *, epoch: int | None = None, gpu_seconds: float = 0.0) -> Told:
+    def finish(
+        self,
+        number: int,
+        result: TrialResult,
+        *,
+        epoch: int | None = None,
+        gpu_seconds: float = 0.0,
+        judged: Judgement = Judgement(),  # noqa: B008  (frozen)
+    ) -> Told:
         """Ends a trial with its scores: scores, attributes, value and state in one transaction.
 
         A trial that was stopped after a look is PRUNED, with its running mean as value. The running means of a trial
@@ -196,6 +206,8 @@ class StudyDriver(StudyReader):
             result: what it brought back; `result.value` becomes the trial's value.
             epoch: the lease under which it was evaluated; None where no second lease was ever given.
             gpu_seconds: how long workers were held for it, times their GPUs.
+            judged: what the study's objectives and guards say of it; Optuna's tables then hold a value per objective,
+                and the guards as its constraints.
 
         Raises:
             EvaluationError: a score is NaN or infinite, or there are none; the trial keeps running.
@@ -204,7 +216,11 @@ class StudyDriver(StudyReader):
         state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
         worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
         shown = attributes.checked(
-            {**attributes.costs(replace(result, worker=worker, notes=notes)), **attributes.held(gpu_seconds)}
+            {
+                **attributes.costs(replace(result, worker=worker, notes=notes)),
+                **attributes.held(gpu_seconds),
+                **attributes.judged(judged, value),
+            }
         )
         looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
 
@@ -221,9 +237,11 @@ class StudyDriver(StudyReader):
                     packed = scores.pack_looks(given.looks)
                     session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))
                 write_trial_attributes(session, row.optuna_trial_id, shown)
+                if judged.excess:
+                    write_constraints(session, row.optuna_trial_id, list(judged.excess.values()))
                 write_intermediate_values(session, row.optuna_trial_id, [look.mean for look in result.looks])
 
-            told = self._end(number, state, value, end, epoch)
+            told = self._end(number, state, value, end, epoch, list(judged.objectives.values()))
             if told is Told.LATE:
                 self._keep_aside(number, epoch, worker, value, "result")
             return told
@@ -283,6 +301,7 @@ class StudyDriver(StudyReader):
         value: float | None,
         end: Callable[[Session, TrialRow], None],
         epoch: int | None,
+        objectives: list[float] | None = None,
     ) -> Told:
         row_id, trial_id = self._key(number)
 
@@ -296,7 +315,7 @@ class StudyDriver(StudyReader):
 
         try:
             with joined(self._storage, "trials", write):
-                values = None if value is None else [value]
+                values = None if value is None else objectives or [value]
                 recorded = self._storage.set_trial_state_values(trial_id, state, values)
         except _FencedError:
             return Told.LATE

@@ -31,6 +31,7 @@ from mergesearch.storage.tables import (
     trials,
 )
 from mergesearch.storage.transaction import joined
+from mergesearch.storage.trials import single_value
 
 UID_KEY = "mergesearch:uid"
 """System attribute of Optuna's study that pairs it with our row."""
@@ -91,7 +92,7 @@ def create_study(storage: optuna.storages.RDBStorage, record: StudyRecord) -> No
 
     _remove_deleted_studies(storage.engine)
     with joined(storage, "studies", write):
-        storage.create_new_study([StudyDirection.MAXIMIZE], record.name)
+        storage.create_new_study([StudyDirection.MAXIMIZE] * max(1, len(record.objectives)), record.name)
 
 
 def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: StudyRecord, *, write: bool) -> None:
@@ -116,10 +117,11 @@ def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: Stud
         session.add(HistoryRow(study_id=row.id, event="resumed with changes", detail=detail))
 
 
-def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, metric: str) -> None:
+def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, record: StudyRecord | None) -> None:
     """Tells Optuna's tools what the values of the trials are, unless they know."""
-    if metric and METRIC_NAMES_KEY not in storage.get_study_system_attrs(optuna_id):
-        storage.set_study_system_attr(optuna_id, METRIC_NAMES_KEY, [metric])
+    if record and record.metric and METRIC_NAMES_KEY not in storage.get_study_system_attrs(optuna_id):
+        names = [f"{record.metric} {name}" for name in record.objectives] or [record.metric]
+        storage.set_study_system_attr(optuna_id, METRIC_NAMES_KEY, names)
 
 
 def is_alive() -> sa.ColumnElement[bool]:
@@ -176,7 +178,7 @@ def adopt_outcome(engine: sa.Engine, row_id: int, trial: optuna.trial.FrozenTria
         row = session.get_one(TrialRow, row_id, with_for_update=True)
         if row.outcome is None:
             row.outcome = OUTCOMES[trial.state]
-            row.value = None if trial.state == TrialState.FAIL else trial.value
+            row.value = None if trial.state == TrialState.FAIL else single_value(trial.values, trial.user_attrs)
             row.reason = "ended by another program"
             row.finished_at = sa.func.now()
 

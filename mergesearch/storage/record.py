@@ -51,6 +51,7 @@ class StudyRecord:
         defaults: entries of `score_relevant` as they stand where nothing is recorded of them: an option that is
             spelled out at its default makes no other study, nor does one that came with a later version.
         metric: what trials are scored by, the name of Optuna's objective.
+        objectives: the names of several objectives, one of Optuna's directions each; empty for a single one.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StudyRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
+    objectives: tuple[str, ...] = ()
 
 
 def plain(value: Any) -> Any:

@@ -93,7 +93,7 @@ class StudyStore(StudyDriver):
                 if found is None:
                     raise opening.no_such_study(database, storage, study_name)
                 if exclusive:
-                    opening.name_metric(storage, found[0], "" if clean is None else clean.metric)
+                    opening.name_metric(storage, found[0], clean)
                     opening.settle(storage, *found)
             store = cls(database, storage, *found)
             if exclusive:

@@ -25,6 +25,9 @@ from mergesearch.storage.tables import (
     trial_user_attributes,
 )
 
+CONSTRAINTS_KEY = "constraints"
+"""System attribute where every version of Optuna looks for the constraints of a trial."""
+
 
 @contextmanager
 def joined(storage: optuna.storages.RDBStorage, table: str, write: Callable[[Session, Any], None]) -> Iterator[None]:
@@ -101,6 +104,13 @@ def write_intermediate_values(session: Session, trial_id: int, values: Sequence[
         for step, value in enumerate(values, 1)
     ]
     session.execute(sa.insert(table), rows)
+
+
+def write_constraints(session: Session, trial_id: int, values: Sequence[float]) -> None:
+    """Sets what Optuna takes for the constraints of a trial: broken where positive."""
+    table = trial_system_attributes
+    session.execute(sa.delete(table).where(table.c.trial_id == trial_id, table.c.key == CONSTRAINTS_KEY))
+    session.execute(sa.insert(table), _attribute_rows(trial_id, {CONSTRAINTS_KEY: list(values)}))
 
 
 def _attribute_rows(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:

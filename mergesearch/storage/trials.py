@@ -1,4 +1,4 @@
-"""The trials of a study in memory, kept in step with Optuna's tables.
+"""The trials of a study in memory, kept in step with Optuna's tables, each with a single value.
 
 Optuna's own cache reads every trial in flight anew, with seven statements, whenever it is asked. A coordinator asks
 before every proposal, and nearly always one trial has ended and one has begun since: here one statement says which
@@ -8,7 +8,8 @@ have, and a second one brings what is new of those.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
+from mergesearch.evaluation.objectives import VALUE_ATTR
 from mergesearch.storage.tables import studies, trials
 
 TRIALS_AT_ONCE = 500
@@ -128,21 +130,29 @@ def _contents(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[s
     return found
 
 
+def single_value(values: Sequence[float] | None, attrs: Mapping[str, Any]) -> float | None:
+    """A trial's value; of one with several objectives the weighted mean over all collections, or else their mean."""
+    if not values or len(values) == 1:
+        return values[0] if values else None
+    mean = attrs.get(VALUE_ATTR)  # missing where another program ended the trial
+    return float(mean) if isinstance(mean, int | float) else math.fsum(values) / len(values)
+
+
 def _frozen(row: sa.Row[Any], parts: dict[str, list[tuple[str, Any, str]]]) -> FrozenTrial:
     params = parts.get("trial_params", [])
     distributions = {name: _distribution(text) for name, _, text in params}
     values = {int(name): _value(number, kind) for name, number, kind in parts.get("trial_values", [])}
+    user_attrs = {name: json.loads(text) for name, _, text in parts.get("trial_user_attributes", [])}
     return FrozenTrial(
         number=row.number,
         trial_id=row.trial_id,
         state=row.state,
-        value=None,
-        values=[values[objective] for objective in sorted(values)] or None,
+        value=single_value([values[objective] for objective in sorted(values)], user_attrs),
         datetime_start=_local(row.datetime_start),
         datetime_complete=_local(row.datetime_complete),
         params={name: distributions[name].to_external_repr(number) for name, number, _ in params},
         distributions=distributions,
-        user_attrs={name: json.loads(text) for name, _, text in parts.get("trial_user_attributes", [])},
+        user_attrs=user_attrs,
         system_attrs={name: json.loads(text) for name, _, text in parts.get("trial_system_attributes", [])},
         intermediate_values={
             int(name): _value(number, kind) for name, number, kind in parts.get("trial_intermediate_values", [])

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.luck import Luck
+from mergesearch.evaluation.objectives import PENALTY
 from mergesearch.evaluation.resampling import plain_weights
 from mergesearch.surrogate.bank import EmbeddingBank
 from mergesearch.surrogate.candidates import Space, as_points
@@ -42,6 +43,9 @@ class Screening:
         allowed: per coordinate the ascending positions that may be picked, None for every one; empty for no limits.
         metric: for example `ndcg@10`.
         objective: what is maximised.
+        shares: of the collections in what is maximised; empty for their shares in the value.
+        floors: collections by their place, and the mean score below which a merge is worth less by `PENALTY` times
+            what it lacks.
         exploration: standard deviations of the prediction that are added to the objective; some is needed to spread
             the picks of one batch.
         n_candidates: candidates of the first round. A lattice of no more points is taken whole.
@@ -61,6 +65,8 @@ class Screening:
     allowed: tuple[tuple[float, ...] | None, ...] = ()
     metric: str = "ndcg@10"
     objective: Objective = field(default_factory=Objective)
+    shares: tuple[float, ...] = ()
+    floors: tuple[tuple[int, float], ...] = ()
     exploration: float = 0.5
     n_candidates: int = 2048
     n_picks: int = 1
@@ -97,6 +103,8 @@ class _Screen:
         self.request, self.bank, self.measured_nQ = request, bank, measured
         self.sizes, self.shares = bank.sizes, bank.shares
         self.plain = plain_weights(self.sizes, self.shares)
+        self.sought_shares = request.shares or self.shares
+        self.sought = plain_weights(self.sizes, self.sought_shares)
         self.points = np.array(request.points, dtype=np.float64)
         self.n, self.dimensions = self.points.shape
         self.known = np.concatenate([self.points, as_points(request.pending, self.dimensions)])
@@ -168,10 +176,11 @@ class _Screen:
         """Predicted gain of the best open candidate over the best measured score, and its standard error."""
         if not len(objectives_C):
             return float("-inf"), 0.0
-        values_n = self.measured_nQ @ self.plain
+        values_n = self.measured_nQ @ self.sought - self._penalties(self.measured_nQ)
+        values_C = self.scores_CQ @ self.sought - self._penalties(self.scores_CQ)
         open_, measured = int(objectives_C.argmax()), int(values_n.argmax())
-        noise = paired_error(self.scores_CQ[open_], self.measured_nQ[measured], self.sizes, self.shares)
-        return float(self._means()[open_] - values_n[measured]), noise
+        noise = paired_error(self.scores_CQ[open_], self.measured_nQ[measured], self.sizes, self.sought_shares)
+        return float(values_C[open_] - values_n[measured]), noise
 
     def _add(self, candidates: Array) -> None:
         """Score those candidates that are new."""
@@ -196,7 +205,17 @@ class _Screen:
     def _objectives(self) -> Array:
         """Of the evaluated merges, measured, and of the candidates, predicted, [n + C]."""
         together = np.concatenate([self.measured_nQ, self.scores_CQ])
-        return self.request.objective.values(together, self.references, self.sizes, self.shares)
+        values = self.request.objective.values(together, self.references, self.sizes, self.sought_shares)
+        return values - self._penalties(together)
+
+    def _penalties(self, scores: Array) -> Array:
+        """What merges with these scores, [any, Q], are worth less for the collections that lie below their floor."""
+        penalties = np.zeros(len(scores))
+        starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        for place, floor in self.request.floors:
+            means = scores[:, starts[place] : starts[place + 1]].mean(axis=1)
+            penalties += PENALTY * np.maximum(0.0, floor - means)
+        return penalties
 
     def _acquisition(self) -> Array:
         """Of the candidates, [C], while nothing is picked."""

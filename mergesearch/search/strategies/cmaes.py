@@ -9,7 +9,7 @@ from cmaes import CMA, CMAwM, SepCMA
 from pydantic import Field, model_validator
 
 from mergesearch.errors import Problem, StudyFileError
-from mergesearch.search.population import Algorithm, Member, PopulationStrategy
+from mergesearch.search.population import Algorithm, Member, PopulationStrategy, Scores
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import StrategyOptions
 
@@ -121,9 +121,9 @@ class _Replayed(Algorithm):
         drawn = [self._draw() for _ in range(self._optimizer.population_size)]
         return [self._settled(given.get(k, member), member) for k, member in enumerate(drawn)]
 
-    def tell(self, members: Sequence[Member], values: Sequence[float], *, new: bool) -> None:
+    def tell(self, members: Sequence[Member], values: Sequence[Scores], *, new: bool) -> None:
         """Move the distribution, and start again where it has converged or goes round in known points."""
-        self._optimizer.tell([(self._position(m), -v) for m, v in zip(members, values, strict=True)])
+        self._optimizer.tell([(self._position(m), -value) for m, (value,) in zip(members, values, strict=True)])
         self._stale = 0 if new else self._stale + 1
         if self._options.restart == "ipop" and (self._optimizer.should_stop() or self._stale >= STALE_GENERATIONS):
             self._restarts += 1

@@ -147,7 +147,8 @@ class EmbeddingSurrogate(Strategy):
             if attrs.get("strategy") != self.name or attrs.get("promising", True):
                 break
             fruitless.add(str(attrs.get("after")))
-        return len(fruitless) >= self.options.patience or not report.picks
+        fronts = len(self.objectives.names) if self.objectives else 1  # each prediction seeks another part of a front
+        return len(fruitless) >= self.options.patience * fronts or not report.picks
 
     def _promises(self, report: ScreeningReport) -> bool:
         """Whether a gain is predicted that the prediction's own error and the dev queries could tell from nothing."""
@@ -193,12 +194,42 @@ class EmbeddingSurrogate(Strategy):
             allowed=tuple(self._allowed(d) for d in self.space.free),
             metric=self.metric,
             objective=Objective(options.objective, seed=derive_seed(self.seed, self.name)),
+            shares=self._shares(after),
+            floors=self._floors(history),
             exploration=options.exploration,
             n_candidates=options.candidates,
             kernel=options.kernel,
             n_picks=options.batch or self.workers,
             seed=derive_seed(self.seed, self.name, after),
         )
+
+    def _shares(self, after: str) -> tuple[float, ...]:
+        """Of the collections in what is sought next: shares drawn at random for every objective of several.
+
+        So one prediction after the other asks for another part of the Pareto front, of its convex hull (scalarised
+        as in ParEGO, https://doi.org/10.1109/TEVC.2005.851274, but by weighted sums, since the front bends outward
+        where a merge of two models is better than their mixture).
+        """
+        if self.objectives is None or not self.objectives.several:
+            return ()
+        random = np.random.default_rng(derive_seed(self.seed, self.name, after, "shares"))
+        return self.objectives.shares(random.dirichlet(np.ones(len(self.objectives.names))).tolist())
+
+    def _floors(self, history: Sequence[FrozenTrial]) -> tuple[tuple[int, float], ...]:
+        """What guarded collections may not fall below, by their place."""
+        guards = {} if self.objectives is None else self.objectives.allowances
+        if self.objectives is None or not guards:
+            return ()
+        template = next(
+            (t for t in history if t.user_attrs.get(SOURCE_ATTR) == self.objectives.template and _scored(t)), None
+        )
+        means = {} if template is None else template.user_attrs.get("scores", {})
+        found = []
+        for place, name in enumerate(self.objectives.members):
+            had = means.get(f"{self.metric} {name}")
+            if name in guards and had is not None:
+                found.append((place, float(had) - guards[name]))
+        return tuple(found)
 
     def _evaluated(self, history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Whole trials of the space, one per point, in number order: the best of them where they are too many.

@@ -9,8 +9,9 @@ import optuna
 from optuna.samplers import NSGAIISampler, nsgaii
 from pydantic import Field, model_validator
 
-from mergesearch.search.ledger import score
-from mergesearch.search.population import Algorithm, Member, PopulationStrategy
+from mergesearch.evaluation.objectives import undominated
+from mergesearch.search.ledger import score, scores
+from mergesearch.search.population import Algorithm, Member, PopulationStrategy, Scores
 from mergesearch.search.quiet import quiet_optuna
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import StrategyOptions
@@ -64,7 +65,7 @@ class EvolutionOptions(StrategyOptions):
 
 
 class Evolution(PopulationStrategy):
-    """NSGA-II (Deb et al. 2002), here with one objective, by whole generations replayed from the history."""
+    """NSGA-II (Deb et al. 2002), with one objective or several, by whole generations replayed from the history."""
 
     name = "evolution"
     title = "genetic algorithm (NSGA-II)"
@@ -77,17 +78,27 @@ class Evolution(PopulationStrategy):
         self.adopts = options.adopt
 
     @property
+    def seeks_front(self) -> bool:
+        """Where the study has several objectives."""
+        return self.objectives is not None and self.objectives.several
+
+    @property
     def repeated_prefixes(self) -> int:
         """Children share theirs with any of the survivors."""
         return self.options.population_size if self.options.vary == "upper_first" else 0
 
     def start(self, adopted: Sequence[FrozenTrial]) -> Algorithm:  # noqa: ARG002
         """An empty population."""
-        return _NSGAII(self.space, self.options, self.seed)
+        n_objectives = len(self.objectives.names) if self.seeks_front and self.objectives else 1
+        return _NSGAII(self.space, self.options, self.seed, n_objectives)
 
     def founders(self, adopted: Sequence[FrozenTrial]) -> list[Params]:
-        """The best different points of `adopted`."""
-        ranked = sorted(adopted, key=lambda t: (-(score(t) or 0.0), t.number))
+        """The best different points of `adopted`; those that no other beats in all objectives before the others."""
+        beaten = [True] * len(adopted)
+        if self.seeks_front and adopted:
+            beaten = list(~undominated(np.array([scores(t) for t in adopted], dtype=np.float64)))
+        order = sorted(zip(beaten, adopted, strict=True), key=lambda e: (e[0], -(score(e[1]) or 0.0), e[1].number))
+        ranked = [trial for _, trial in order]
         different = {self.space.point(t.params): self.space.snap(t.params) for t in reversed(ranked)}
         return list(reversed(different.values()))[: self.options.population_size // 2]
 
@@ -129,11 +140,11 @@ class _PointSampler(NSGAIISampler):
 class _NSGAII(Algorithm):
     """Optuna's sampler on a study in memory whose trials are the members of all generations."""
 
-    def __init__(self, space: SearchSpace, options: EvolutionOptions, seed: int) -> None:
+    def __init__(self, space: SearchSpace, options: EvolutionOptions, seed: int, n_objectives: int) -> None:
         self._space, self._options, self._seed = space, options, seed
         self._distributions = {d.name: d.sampling_distribution() for d in space.dimensions}
         with quiet_optuna():
-            self._study = optuna.create_study(direction="maximize")
+            self._study = optuna.create_study(directions=["maximize"] * n_objectives)
         self._asked: list[Trial] = []
 
     def generation(self, index: int, given: Mapping[int, Member]) -> list[Member]:
@@ -151,10 +162,10 @@ class _NSGAII(Algorithm):
                 members.append(Member(point))
         return members
 
-    def tell(self, members: Sequence[Member], values: Sequence[float], *, new: bool) -> None:  # noqa: ARG002
+    def tell(self, members: Sequence[Member], values: Sequence[Scores], *, new: bool) -> None:  # noqa: ARG002
         """The survivors are chosen when the next generation is asked for."""
-        for trial, value in zip(self._asked, values, strict=True):
-            self._study.tell(trial, value)
+        for trial, told in zip(self._asked, values, strict=True):
+            self._study.tell(trial, list(told))
 
     def _sampler(self, seed: int, given: Member | None) -> NSGAIISampler:
         options = self._options
