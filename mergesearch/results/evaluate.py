@@ -173,7 +173,7 @@ def evaluate_study(
         )
     others = [m for m in models[:-1] if weights[m.label] != weights[models[-1].label]]
     same = [m.label for m in models[:-1] if m not in others]
-    notes = [*_overlaps(study, collections), *_readings(store)]
+    notes = [*_overlaps(study, collections), *_pools(collections), *_readings(store)]
     if same:
         notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
     return Evaluation(split, models, _tests(models[-1], others, reported), tuple(notes), reported)
@@ -317,6 +317,16 @@ def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
         "exports do not tell such scores as test scores"
         for c, n in found
         if n
+    ]
+
+
+def _pools(collections: Sequence[Collection]) -> list[str]:
+    """Notes on test queries that rank a pool."""
+    return [
+        f"queries of {c.name} rank a pool of {len(c.doc_ids):,} documents and not the whole corpus: the scores compare "
+        "these models, and are higher than others' figures"
+        for c in collections
+        if c.pooled is not None
     ]
 
 

@@ -220,6 +220,22 @@ def test_test_queries_that_were_searched_on_are_pointed_out(tmp_path: Path) -> N
         assert [n for n in notes if "8 of 8 test queries of made are dev queries, too: they were searched on" in n]
 
 
+def test_test_queries_may_rank_a_pool_which_is_said(tmp_path: Path) -> None:
+    tiny = make_study(tmp_path).change("search", "trials", to=1)
+    tiny.change("evaluation", "collections", 0, "pool", to={"negatives": 3, "test_negatives": 0})
+    study = load_study(tiny.file)
+    (spec,) = study.collection_specs(test=True)
+    test = spec.load()
+    assert set(test.doc_ids) == {doc for judged in test.qrels.values() for doc in judged}
+    assert len(test.doc_ids) < 30
+    with open_store(study, tiny.storage) as store:
+        run_study(study, store, Silent())
+        notes = evaluate_study(study, store).notes
+    assert [n for n in notes if f"queries of made rank a pool of {len(test.doc_ids)} documents" in n]
+    tiny.change("evaluation", "collections", 0, "pool", to={"negatives": 0})
+    assert len(load_study(tiny.file).collection_specs(test=True)[0].load().doc_ids) == 30
+
+
 def test_a_folder_is_scored_on_any_beir_folder(tiny: TinyStudy) -> None:
     found = evaluate_folder(tiny.folder / "retriever", beir=tiny.folder / "other")
     (title, headers, rows), *rest = found.tables()

@@ -104,7 +104,8 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             elif test.p_holm >= ALPHA and merged:
                 title = f"No clear difference from {test.against} on {t.split} queries"
                 yield Caution(title, f"On {t.scores.collection} the merge gains {numbers}: luck alone may explain it.")
-    pooled = [c.name for c in view.study.parsed.content.evaluation.collections if c.pool is not None]
+    entries = view.study.parsed.content.evaluation.collections
+    pooled = [c.name for c in entries if c.pool is not None and c.pool.test_negatives is None]
     if tests and pooled:
         text = (
             f"Dev queries of {', '.join(pooled)} rank a smaller corpus (`pool`), test queries the whole one. Each "
