@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.recipe import MergeRecipe
+from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.study import Anchor, Study
 
 MOST_ANCHOR_FAILURES = 2
 """So often an anchor may fail, once per process; what made it fail is often mended before the study goes on."""
+LABEL_CHARACTERS = 300
+"""Of a trial's label; with a coefficient per layer there would be no end of it."""
 ANCHOR_ATTR = "anchor_of"
 """Attribute of an anchor's trials: the beginning of its recipe's fingerprint. Names of anchors may be equal."""
 
@@ -36,7 +40,7 @@ class Anchors:
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
         failures = _failures(history)
         while self._left:
-            known_by = identity(self._study.recipe_of(self._left[0].coefficients))
+            known_by = identity(self._study.recipe_of(self._left[0].coefficients, self._left[0].prompts))
             count = failures[known_by]
             if known_by not in recorded and count == self._failures_before[known_by] < MOST_ANCHOR_FAILURES:
                 return self._left[0], count
@@ -47,6 +51,13 @@ class Anchors:
 def identity(recipe: MergeRecipe) -> str:
     """What an anchor's trials are known by; half of a fingerprint tells recipes apart as well."""
     return recipe.fingerprint[:32]
+
+
+def anchor_attrs(anchor: Anchor, recipe: MergeRecipe) -> dict[str, Any]:
+    """The attributes of an anchor's trial."""
+    name = anchor.name[:LABEL_CHARACTERS]
+    attrs = {"label": name, "anchor": name, ANCHOR_ATTR: identity(recipe)}
+    return {**attrs, SOURCE_ATTR: anchor.source} if anchor.source else attrs
 
 
 def _failures(history: Sequence[FrozenTrial]) -> Counter[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.evaluation.result import GPU_SECONDS_ATTR
+from mergesearch.evaluation.result import GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.study_schema import SearchEntry
 
 
@@ -46,7 +46,8 @@ class Budget:
             open_gpu_seconds: what trials that have no end yet have held GPUs for.
         """
         search = self._search
-        evaluated = [t for t in history if t.state != TrialState.FAIL and "duplicate_of" not in t.user_attrs]
+        free = {"duplicate_of", IMPORTED_ATTR}
+        evaluated = [t for t in history if t.state != TrialState.FAIL and free.isdisjoint(t.user_attrs)]
         if search.trials is not None and len(evaluated) >= search.trials:
             return f"all {search.trials} trials are done"
         if search.gpu_hours is not None:

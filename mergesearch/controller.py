@@ -22,7 +22,7 @@ from typing import Any, ParamSpec
 
 from optuna.trial import FrozenTrial, TrialState
 
-from mergesearch.anchors import ANCHOR_ATTR, Anchors, identity
+from mergesearch.anchors import ANCHOR_ATTR, LABEL_CHARACTERS, Anchors, anchor_attrs
 from mergesearch.budget import Budget
 from mergesearch.errors import EvaluationError, WorkerError
 from mergesearch.evaluation.result import TrialResult
@@ -34,7 +34,6 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.rivals import Rivals
 from mergesearch.search.ledger import violation
 from mergesearch.search.registry import Strategy
-from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.driving import Told
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Anchor, Study
@@ -55,8 +54,6 @@ ALLOWED_INTERRUPTIONS = 3
 uses up one as well as a trial that takes its whole process along, and the two cannot be told apart."""
 POLL_SECONDS = 2.0
 """So often a coordinator looks what others did while it has nothing to do itself."""
-LABEL_CHARACTERS = 300
-"""Of a trial's label; with a coefficient per layer there would be no end of it."""
 
 
 class Controller:
@@ -70,8 +67,6 @@ class Controller:
         self._search = study.parsed.content.search
         self._strategy: Strategy = study.strategy()
         self._strategy.screener = self._screen
-        self.screened: ScreeningReport | None = None
-        """The newest prediction of merges, for strategies that predict."""
         self._budget = Budget(self._search)
         self._flight = Flight(study.parsed.content.workers.gpus)
         self._predictor = Predictor(store, pool, self._search.retries, self._settle_all, self._flight.forget)
@@ -159,7 +154,6 @@ class Controller:
         values = [t.value for t in complete if t.value is not None]
         self._best = max(values, default=-math.inf)
         self._anchors = Anchors(self._study, history)
-        self._tell(self._listener.recorded, sum(t.state.is_finished() for t in history))
 
     def _take_over(self) -> None:
         """Take over trials whose coordinator is gone; they come before any new one."""
@@ -225,11 +219,8 @@ class Controller:
         return ""
 
     def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
-        recipe = self._study.recipe_of(anchor.coefficients)
-        name = anchor.name[:LABEL_CHARACTERS]
-        attrs = {"label": name, "anchor": name, ANCHOR_ATTR: identity(recipe)}
-        if anchor.source:
-            attrs[SOURCE_ATTR] = anchor.source
+        recipe = self._study.recipe_of(anchor.coefficients, anchor.prompts)
+        attrs = anchor_attrs(anchor, recipe)
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs, history)
 
     def _begin(
@@ -330,7 +321,6 @@ class Controller:
         self._tell(self._listener.screening)
         found = self._predictor.predict(screening)
         self._summary.extra_tokens += found.tokens
-        self.screened = found.report
         self._tell(self._listener.screened, found.report)
         return found.report
 

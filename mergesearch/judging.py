@@ -38,8 +38,12 @@ class Judge:
         """What to record of a trial with a recipe's fingerprint; nothing of one that was stopped."""
         if result.stopped:
             return Judgement()
-        itself = recipe == self._template_recipe
-        return self._objectives.judge(result.collections, result.collections if itself else self._template_scores())
+        template = result.collections if self.is_template(recipe) else self._template_scores()
+        return self._objectives.judge(result.collections, template)
+
+    def is_template(self, recipe: str) -> bool:
+        """Whether guards are measured against the trial with this recipe's fingerprint."""
+        return recipe == self._template_recipe
 
     def _template_scores(self) -> Sequence[CollectionScores] | None:
         if self._template is None and self._template_recipe:

@@ -21,11 +21,11 @@ class Listener:
     def measured(self, source: str, loss: float, seconds: float) -> None:
         """The loss of a source on the study's examples was measured, before any trial."""
 
+    def started_from(self, what: str) -> None:
+        """Merges of another study came over, in words; said once, before any trial."""
+
     def planned(self, sources: str) -> None:
         """Where the sources are kept, in words; said before they are loaded."""
-
-    def recorded(self, finished: int) -> None:
-        """So many trials had ended before this call of `run_study`."""
 
     def waiting(self, what: str) -> None:
         """There is nothing to do until something happens elsewhere; said once for each reason."""

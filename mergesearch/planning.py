@@ -218,7 +218,7 @@ def _compared(faster: float) -> str:
 def _values(dimension: Dimension) -> str:
     choices = dimension.choices()
     if choices is not None and len(choices) <= 6:
-        return ", ".join(f"{c:g}" for c in choices)
+        return ", ".join(f"{c:g}" if dimension.ordered else dimension.shown(c) for c in choices)
     how = ", log" if dimension.log else f", step {dimension.step:g}" if dimension.step else ""
     return f"{dimension.low:g} … {dimension.high:g}{how}"
 

@@ -1,4 +1,4 @@
-"""`MergeRecipe`: everything that determines merged weights, and nothing else.
+"""`MergeRecipe`: everything that determines merged weights, and the prompts they are used with.
 
 The same recipe always gives the same weights, wherever and whenever it is built; `fingerprint` is its name.
 """
@@ -60,6 +60,8 @@ class MergeRecipe:
         groups: every part of the model belongs to exactly one of them.
         dtype: what the merged weights are stored in: `float32`, `bfloat16` or `float16`.
         seed: where random masks start from.
+        prompts: by collection and kind (`query`, `document`) what stands before its texts, given or picked: the
+            template's own are left out. Empty where no prompt is searched. They decide scores and no weights.
     """
 
     method: str
@@ -70,10 +72,13 @@ class MergeRecipe:
     options: Mapping[str, bool | float | str] = field(default_factory=dict)
     dtype: str = "float32"
     seed: int = 0
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back to an equal recipe."""
         plain: dict[str, Any] = asdict(self)
+        if not self.prompts:  # as recipes were written before prompts were searched
+            del plain["prompts"]
         return plain
 
     @classmethod
@@ -85,8 +90,9 @@ class MergeRecipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what determines the weights; where the sources lay is not part of it."""
-        return _digest({**self._content(), "groups": [asdict(group) for group in self.groups]})
+        """SHA-256 of what determines the weights, and of the prompts; where the sources lay is not part of it."""
+        prompts = {"prompts": self.prompts} if self.prompts else {}
+        return _digest({**self._content(), **prompts, "groups": [asdict(group) for group in self.groups]})
 
     def prefix_key(self, places: Collection[str]) -> str:
         """SHA-256 of what determines the weights at some places.
@@ -98,8 +104,8 @@ class MergeRecipe:
         return _digest({**self._content(), "places": sorted(decided, key=lambda place: str(place[0]))})
 
     def _content(self) -> dict[str, Any]:
-        """Everything but the groups and where the sources lay."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+        """Everything that determines weights but the groups and where the sources lay."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("groups", "prompts")}
         return {**plain, "sources": [[s.name, s.content_hash] for s in self.sources]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+from mergesearch import starting
 from mergesearch.controller import Controller
 from mergesearch.errors import WorkerError
 from mergesearch.listener import Listener, Listeners, Summary
@@ -38,7 +39,7 @@ def study_record(study: Study) -> StudyRecord:
         file_name=study.parsed.path.name,
         versions=versions(),
         defaults=study.score_defaults(),
-        metric=content.evaluation.metric,
+        metric=study.metric,
         objectives=study.objectives.names if study.objectives.several else (),
     )
 
@@ -143,7 +144,8 @@ def run_study(
 ) -> Summary:
     """Evaluate trials until the study's budget is used; what is already recorded counts.
 
-    A method that weighs sources by their losses has them measured first, here and not by the workers.
+    A method that weighs sources by their losses has them measured first, here and not by the workers. What comes over
+    from another study (`search.start_from`) is recorded before any trial is begun.
 
     Args:
         study: the resolved study.
@@ -157,6 +159,7 @@ def run_study(
         MemoryPlanError: sources and model do not fit this machine; nothing was loaded.
         WorkerError: workers cannot be started or kept alive, or Ray would learn a password.
         SourceError: the loss of a source cannot be measured.
+        StudyFileError: the study that this one starts from scored other things.
     """
     if workers is None:
         with closing(Workers()) as own:
@@ -175,19 +178,20 @@ def run_study(
         listener.planned(plan.describe())
     else:
         listener.planned(f"sources: {residency}" + (", as each worker's memory allows" if residency == "auto" else ""))
-    study = with_losses(study, store, listener.measured)
+    with starting.opened(study, store) as other:
+        if other is not None:
+            starting.bring_losses(study, store, other)
+        study = with_losses(study, store, listener.measured)
+        if other is not None:
+            listener.started_from(starting.bring(study, store, other).describe())
+    study = starting.with_inherited(study, store)
     if entry.kind == "ray" and not loaded:
         listener.planned("workers: Ray starts them, and they load the sources")
     keeper = Keeper(study, store)
     controller = Controller(study, store, workers.serve(study, progress, residency), Listeners(listener, keeper))
-    try:
-        summary = controller.run()
-    except WorkerError:
-        workers.close()  # there may be none left, which would serve no other study
-        keeper.keep()
-        raise
-    except KeyboardInterrupt:
-        keeper.keep()
-        raise
-    keeper.keep()
-    return summary
+    with keeper:
+        try:
+            return controller.run()
+        except WorkerError:
+            workers.close()  # there may be none left, which would serve no other study
+            raise

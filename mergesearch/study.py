@@ -5,7 +5,7 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,15 @@ import torch
 
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
+from mergesearch.evaluation.labels import PSEUDO, on_queries
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.objectives import Objectives
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
+from mergesearch.search.dimension import Dimension
+from mergesearch.search.points import Params
 from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.search.space import SearchSpace
@@ -35,13 +38,16 @@ from mergesearch.sources.vocabulary import SharedTokens, hash_of_shared, same_vo
 from mergesearch.study_checks import given_measurements, sources_to_measure
 from mergesearch.study_file import ParsedStudy, artifact_location
 from mergesearch.study_inputs import collection_specs, encoding_files
-from mergesearch.study_schema import memory_bytes
+from mergesearch.study_prompts import given_prompts, prompt_dimensions, searched_prompts
+from mergesearch.study_schema import EvaluationEntry, memory_bytes
 from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluationSettings, EvaluatorSpec
 from mergesearch.workers.machine import default_threads
 from mergesearch.workers.prefix_memory import PrefixSpec
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""
+Prompts = Mapping[str, Mapping[str, str]]
+"""By collection and kind (`query`, `document`) what stands before its texts."""
 UNIFORM_AVERAGE = "uniform average"
 """What the anchor with equal weights is called."""
 _DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention"}
@@ -60,6 +66,8 @@ class Anchor:
     """The point of the search space that gives it; None when it lies outside."""
     source: str = ""
     """The source that it is alone, in every merged group; empty for any other merge."""
+    prompts: Prompts = field(default_factory=dict)
+    """See `MergeRecipe`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Study:
         collections: the dev splits, sampled and pooled, in the file's order.
         examples: what losses of the sources are measured on; None where none are, or the study file gives them.
         measured: the losses as far as they are known, by coefficient and source: part of every recipe.
+        inherited: points that another study scored high, evaluated after what is enqueued.
     """
 
     parsed: ParsedStudy
@@ -91,6 +100,7 @@ class Study:
     collections: tuple[Collection, ...]
     examples: ExampleSet | None = None
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inherited: tuple[Params, ...] = ()
 
     @property
     def name(self) -> str:
@@ -109,10 +119,13 @@ class Study:
 
     def recipe(self, params: Mapping[str, float]) -> MergeRecipe:
         """The recipe at a point of the search space."""
-        return self.recipe_of(self.space.coefficients(params))
+        return self.recipe_of(self.space.coefficients(params), self.prompts_at(params))
 
-    def recipe_of(self, coefficients: Coefficients) -> MergeRecipe:
-        """The recipe with these coefficients per merged group; other groups are copied from the template."""
+    def recipe_of(self, coefficients: Coefficients, prompts: Prompts | None = None) -> MergeRecipe:
+        """The recipe with these coefficients per merged group; other groups are copied from the template.
+
+        Where prompts are searched they are these, or the first of each list.
+        """
         merge = self.parsed.content.merge
         groups = tuple(
             GroupRecipe(g.name, g.places, coefficients={**coefficients[g.name], **self.measured})
@@ -120,7 +133,21 @@ class Study:
             else GroupRecipe(g.name, g.places, copy_from=merge.template)
             for g in self.groups
         )
-        return self._recipe(groups)
+        return self._recipe(groups, prompts)
+
+    def prompts_at(self, params: Mapping[str, float] | None = None) -> Prompts:
+        """What the study puts before texts at a point; empty where no prompt is searched.
+
+        Without a value a prompt is the first of its list. The template's own prompts are left out.
+        """
+        evaluation = self._evaluation
+        searched = searched_prompts(evaluation)
+        found: dict[str, dict[str, str]] = {}
+        for c in evaluation.collections if any(searched.values()) else ():
+            given = {kind: text for kind, text in given_prompts(evaluation, c.prompts).items() if text is not None}
+            picked = {kind: d.names[round((params or {}).get(d.name, 0.0))] for kind, d in searched[c.name].items()}
+            found[c.name] = {**given, **picked}
+        return found
 
     @property
     def sources_to_measure(self) -> tuple[str, ...]:
@@ -134,12 +161,12 @@ class Study:
         needed = sources_to_measure(self.parsed)
         return replace(self, measured={name: {s: losses[s] for s in sources} for name, sources in needed.items()})
 
-    def source_alone(self, source: str) -> MergeRecipe:
-        """The recipe that is one source, unmerged, in every place the source has."""
+    def source_alone(self, source: str, prompts: Prompts | None = None) -> MergeRecipe:
+        """The recipe that is one source, unmerged, in every place the source has; prompts as in `recipe_of`."""
         template = self.parsed.content.merge.template
         own = self.own_places(source)
         groups = tuple(GroupRecipe(p, (p,), copy_from=source if p in own else template) for p in self.layout.places)
-        return self._recipe(groups)
+        return self._recipe(groups, prompts)
 
     def own_places(self, source: str) -> frozenset[str]:
         """The places whose every parameter the source has, in the template's shape and for its vocabulary."""
@@ -169,7 +196,7 @@ class Study:
         given = self.parsed.content.merge.options
         return {name: setting for name, setting in given.items() if setting != self.method.options[name].default}
 
-    def _recipe(self, groups: tuple[GroupRecipe, ...]) -> MergeRecipe:
+    def _recipe(self, groups: tuple[GroupRecipe, ...], prompts: Prompts | None = None) -> MergeRecipe:
         content = self.parsed.content
         located = {**self.folders, **self.adapters}
         refs = [
@@ -190,6 +217,7 @@ class Study:
             options=self._options(),
             dtype=content.evaluation.dtype,
             seed=content.seed,
+            prompts=self.prompts_at() if prompts is None else prompts,
         )
 
     def sources_alone(self) -> dict[str, Coefficients]:
@@ -207,30 +235,51 @@ class Study:
         return {g.name: coefficients for g in self.groups if g.merged}
 
     def anchors(self) -> list[Anchor]:
-        """What `search.enqueue` asks for, in its order; equal ones once."""
-        found: list[tuple[str, Coefficients, str]] = []
-        template = self.parsed.content.merge.template
+        """What `search.enqueue` asks for, in its order, and `inherited` points; equal ones once."""
+        found: list[tuple[str, Coefficients, str, Mapping[str, float]]] = []
+        alone, template = self.sources_alone(), self.parsed.content.merge.template
         if self.objectives.allowances:  # what guards are measured against comes first
-            found.append((self._name_alone(template), self.sources_alone()[template], template))
-        for entry in self.parsed.content.search.enqueue:
+            found.append((self._name_alone(template), alone[template], template, {}))
+        for entry in (*self.parsed.content.search.enqueue, *self.inherited):
             if entry == "sources":
-                found += [(self._name_alone(source), c, source) for source, c in self.sources_alone().items()]
+                found += [(self._name_alone(source), c, source, {}) for source, c in alone.items()]
             elif entry == "uniform":
                 even = self.uniform_average()
-                found += [(UNIFORM_AVERAGE, even, "")] if even is not None else []
+                found += [(UNIFORM_AVERAGE, even, "", {})] if even is not None else []
+            elif entry == "prompts":
+                for d, value in self._prompt_choices() if template in alone else ():
+                    name = f"{self._name_alone(template)}, {self.space.label({d.name: value})}"
+                    found.append((name, alone[template], template, {d.name: value}))
             else:
                 coefficients = self.space.coefficients(entry)  # refuses what is no point
-                found.append((self.space.label(dict(sorted(entry.items()))), coefficients, ""))
-        anchors = [Anchor(name, c, self.space.locate(c), source) for name, c, source in found]
+                found.append((self.space.label(dict(sorted(entry.items()))), coefficients, "", entry))
         once: dict[str, Anchor] = {}
-        for anchor in anchors:
-            once.setdefault(self.recipe_of(anchor.coefficients).fingerprint, anchor)
+        for name, c, source, picked in found:
+            params, prompts = self.space.locate(c), self.prompts_at(picked)
+            if params is not None:
+                params |= {d.name: picked.get(d.name, params[d.name]) for d in prompt_dimensions(self._evaluation)}
+            once.setdefault(self.recipe_of(c, prompts).fingerprint, Anchor(name, c, params, source, prompts))
         return list(once.values())
+
+    def _prompt_choices(self) -> Iterator[tuple[Dimension, float]]:
+        """Every prompt of every list."""
+        for d in prompt_dimensions(self._evaluation):
+            for value in d.choices() or ():
+                yield d, value
+
+    @property
+    def _evaluation(self) -> EvaluationEntry:
+        return self.parsed.content.evaluation
 
     def _name_alone(self, source: str) -> str:
         """What an anchor's trial of one source is: not the whole source where places are the template's."""
         whole = source == self.parsed.content.merge.template or all(g.merged for g in self.groups)
         return f"{source} alone" if whole else f"{source}'s layers"
+
+    @property
+    def metric(self) -> str:
+        """What trials are scored by, as people are to read it: `ndcg@10`, or `ndcg@10 on pseudo-queries`."""
+        return self.parsed.content.evaluation.metric + on_queries([c.pseudo_queries for c in self.collection_specs()])
 
     def collection_specs(self, *, test: bool = False) -> tuple[CollectionSpec, ...]:
         """The dev splits that trials are scored on, or the whole test splits."""
@@ -337,7 +386,13 @@ class Study:
 
     def notes(self) -> list[str]:
         """What a user should know before trusting the study's outcome."""
-        notes = [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
+        notes = [
+            f"{c.name}: dev scores are on {PSEUDO}, which no user asked and nobody judged: they say how well a merge "
+            "finds documents by words of their own"
+            for c in self.collection_specs()
+            if c.pseudo_queries
+        ]
+        notes += [f"{c.name}: {warning}" for c in self.collections for warning in c.warnings]
         if self.shared is not None:
             notes.append(
                 f"embeddings: {len(self.shared):,} of the template's {self.layout.vocab_size:,} rows belong to tokens "
@@ -374,9 +429,10 @@ class Study:
 
     def strategy(self) -> Strategy:
         """The strategy that the study file names, with its options."""
-        entry = self.parsed.content.search.strategy
-        chosen = STRATEGIES[entry.name]
-        strategy = chosen(self.space, chosen.Options(**entry.options), self.parsed.content.seed)
+        search, seed = self.parsed.content.search, self.parsed.content.seed
+        chosen = STRATEGIES[search.strategy.name]
+        started = {} if search.start_from is None else chosen.started
+        strategy = chosen(self.space, chosen.Options(**{**started, **search.strategy.options}), seed)
         strategy.metric = self.parsed.content.evaluation.metric
         strategy.workers = self.workers
         strategy.objectives = self.objectives
@@ -409,7 +465,9 @@ class Study:
                     c.name: {
                         "content": c.content_hash,
                         "weight": spec.weight,
-                        "prompts": dict(spec.prompts),
+                        # Those that are searched are recorded with the space.
+                        "prompts": {k: None if k in spec.choices else text for k, text in spec.prompts.items()},
+                        **({"pseudo_queries": True} if spec.pseudo_queries else {}),
                         **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
                     }
                     for c, spec, entry in zip(

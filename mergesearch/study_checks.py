@@ -25,6 +25,7 @@ from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
 from mergesearch.study_file import ParsedStudy
+from mergesearch.study_prompts import prompt_dimensions, unused_lists
 from mergesearch.study_schema import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, WorkersEntry
 
 Key = str | int
@@ -200,6 +201,7 @@ def search_space(parsed: ParsedStudy, groups: Mapping[str, float]) -> SearchSpac
         template=merge.template,
         config={name: entry for name, entry in merge.coefficients.items() if name not in method.measured},
         base=base,
+        prompts=prompt_dimensions(parsed.content.evaluation),
     )
 
 
@@ -313,7 +315,7 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
         folder = options.get("folder")
         return name, {**options, "folder": folder and (parsed.folder / str(folder)).resolve()}, split
 
-    tests = [read(c.format, {**c.options, **c.test}, c.test_split) for c in parsed.content.evaluation.collections]
+    tests = [read(*c.tested, c.test_split) for c in parsed.content.evaluation.collections]
     if collection.split == "test" or read(collection.format, collection.options, collection.split) in tests:
         checks.add("examples may not be test queries, which are to choose nothing", *keys, "split")
 
@@ -321,6 +323,9 @@ def _check_examples(checks: Checks, parsed: ParsedStudy, examples: ExamplesEntry
 def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
     search = parsed.content.search
     strategy = search.strategy
+    start = search.start_from
+    if start is not None and start.study == parsed.content.study and start.storage in (None, parsed.content.storage):
+        checks.add("a study cannot start from itself: name another one", "search", "start_from")
     if strategy.name not in STRATEGIES:
         checks.add(unknown("strategy", strategy.name, STRATEGIES), "search", "strategy", "name")
         return
@@ -381,8 +386,15 @@ def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
         options = FORMATS[collection.format].options
         checks.options(options, collection.options, *keys, beside=CollectionEntry)
         if collection.test and not checks.found_at(*keys):
-            merged = {**collection.options, **collection.test}
-            checks.options(options, merged, *keys, "test", beside=CollectionEntry)
+            name, merged = collection.tested
+            if name not in FORMATS:
+                checks.add(unknown("collection format", name, FORMATS), *keys, "test", "format")
+            else:
+                checks.options(FORMATS[name].options, merged, *keys, "test", beside=CollectionEntry)
+    for kind in unused_lists(evaluation):
+        checks.add(
+            "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
+        )
     _check_objectives(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)

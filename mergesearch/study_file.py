@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from mergesearch.errors import Problem, StudyFileError
+from mergesearch.study_prompts import prompt_files, read_prompt_list, with_prompt_files
 from mergesearch.study_schema import StudyFile
 from mergesearch.yaml_problems import explain, plain, where
 
@@ -72,7 +73,21 @@ def parse_study_text(text: str, path: Path) -> ParsedStudy:
         content = StudyFile.model_validate(plain(tree))
     except ValidationError as error:
         raise _error(path, explain(error, StudyFile, path, tree, lambda keys: _belongs(keys, tree))) from None
-    return ParsedStudy(content, path, text, tree)
+    return ParsedStudy(_with_prompts(content, path, tree), path, text, tree)
+
+
+def _with_prompts(content: StudyFile, path: Path, tree: Any) -> StudyFile:
+    """With the lists of prompts that lie in files of their own."""
+    read: dict[str, list[str]] = {}
+    problems = []
+    for keys, file in prompt_files(content).items():
+        try:
+            read[file] = read_prompt_list(path.parent / Path(file).expanduser())
+        except StudyFileError as error:
+            problems += [Problem(problem.message, where(path, tree, keys)) for problem in error.problems]
+    if problems:
+        raise _error(path, problems)
+    return with_prompt_files(content, read) if read else content
 
 
 def _belongs(keys: tuple[str | int, ...], tree: Any) -> str:

@@ -30,7 +30,8 @@ from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
 from mergesearch.study_checks import Checks
 from mergesearch.study_file import ParsedStudy
-from mergesearch.study_schema import PromptsEntry, SourceEntry
+from mergesearch.study_prompts import given_prompts, searched_prompts
+from mergesearch.study_schema import SourceEntry
 from mergesearch.workers.evaluator_spec import CollectionSpec
 
 _NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
@@ -92,7 +93,7 @@ def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:
         given: list[tuple[tuple[str | int, ...], Mapping[str, str | None]]]
         given = [(("evaluation", "collections", i), c.prompts) for i, c in enumerate(collection_specs(parsed))]
         if parsed.content.merge.examples is not None:
-            given.append((("merge", "examples"), _prompts(parsed, parsed.content.merge.examples.prompts)))
+            given.append((("merge", "examples"), given_prompts(evaluation, parsed.content.merge.examples.prompts)))
         for keys, own in given:
             for kind, prompt in prompts.items():
                 if prompt is None and own[kind] is None:
@@ -135,34 +136,27 @@ def read_example_set(parsed: ParsedStudy) -> ExampleSet | None:
         retrieval = read_retrieval_examples(path, n=entry.n, negatives=entry.negatives, seed=seed)
     else:
         completions = read_completion_examples(path, n=entry.n, seed=seed)
-    prompts = _prompts(parsed, entry.prompts)
+    prompts = given_prompts(parsed.content.evaluation, entry.prompts)
     return ExampleSet(retrieval, completions, entry.batch_size, entry.temperature, prompts)
-
-
-def _prompts(parsed: ParsedStudy, own: PromptsEntry) -> dict[str, str | None]:
-    """An entry's own prompts, or the study's."""
-    study = parsed.content.evaluation.prompts
-    return {
-        "query": study.query if own.query is None else own.query,
-        "document": study.document if own.document is None else own.document,
-    }
 
 
 def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[CollectionSpec, ...]:
     """The collections of a study file: the dev splits that trials are scored on, or the whole test splits."""
     content = parsed.content
+    searched = searched_prompts(content.evaluation)
     return tuple(
         CollectionSpec(
             name=c.name,
-            format=c.format,
-            options={**c.options, **c.test} if test else c.options,
+            format=c.tested[0] if test else c.format,
+            options=c.tested[1] if test else c.options,
             split=c.test_split if test else c.split,
             relative_to=parsed.folder,
             queries=None if test else c.queries,
             pool_negatives=None if c.pool is None else c.pool.test_negatives if test else c.pool.negatives,
             seed=content.seed,
             weight=c.weight,
-            prompts=_prompts(parsed, c.prompts),
+            prompts=given_prompts(content.evaluation, c.prompts),
+            choices={} if test else {kind: d.names for kind, d in searched[c.name].items()},
         )
         for c in content.evaluation.collections
     )

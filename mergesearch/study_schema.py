@@ -7,9 +7,11 @@ their registries, so a new plug-in needs no change here.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 DType = Literal["float32", "bfloat16", "float16"]
 GroupRule = Literal["template", "first_segment", "last_segment", "own"]
@@ -37,6 +39,11 @@ def _length_shorthand(value: object) -> object:
 
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B")
+
+
+def repeated(texts: Iterable[str]) -> list[str]:
+    """Texts that come more than once."""
+    return [text for text, times in Counter(texts).items() if times > 1]
 
 
 def memory_bytes(text: str) -> int:
@@ -90,11 +97,35 @@ class GroupsEntry(_Closed):
     """A pooler, or whatever other head the model has after the last layer."""
 
 
-class PromptsEntry(_Closed):
+class GivenPromptsEntry(_Closed):
     """Text put before every query or document; the template's own prompts by default."""
 
     query: str | None = None
     document: str | None = None
+
+
+class PromptListEntry(_Closed):
+    """Prompts to choose from: a search dimension."""
+
+    values: list[str] = []
+    """Texts, the first of which is what sources alone and the uniform average are scored with."""
+    file: str | None = None
+    """Or a YAML file with a list of texts, as `mergesearch synthesize prompts` writes it."""
+
+    @model_validator(mode="after")
+    def _lists(self) -> PromptListEntry:
+        if bool(self.values) == (self.file is not None):
+            raise ValueError("exactly one of `values`, a list of texts, and `file`")
+        if twice := repeated(self.values):
+            raise ValueError(f"different texts: {twice[0]!r} is listed twice")
+        return self
+
+
+class PromptsEntry(_Closed):
+    """Text put before every query or document; a list (`{values: […]}` or `{file: …}`) is searched."""
+
+    query: str | PromptListEntry | None = None
+    document: str | PromptListEntry | None = None
 
 
 class ExamplesCollectionEntry(_Closed):
@@ -130,7 +161,7 @@ class ExamplesEntry(_Closed):
     """What the contrastive loss divides similarities by."""
     seed: int | None = Field(default=None, ge=0)
     """The study's by default."""
-    prompts: PromptsEntry = PromptsEntry()
+    prompts: GivenPromptsEntry = GivenPromptsEntry()
 
 
 class MergeEntry(_Closed):
@@ -206,6 +237,24 @@ class RacingEntry(_Closed):
         return (*self.looks, 1.0)
 
 
+def _study_shorthand(value: object) -> object:
+    return {"study": value} if isinstance(value, str) else value
+
+
+class StartEntry(_Closed):
+    """A recorded study whose merges this one starts from: those that are points of its space too."""
+
+    study: str
+    """Its name in the database."""
+    storage: str | None = None
+    """Its database, by default the one of this study."""
+    scores: Literal["recorded", "again"] = "recorded"
+    """`recorded`: its scores are this study's trials, without evaluation; everything that could change a score has to
+    agree, groups and ranges apart. `again`: its best merges are evaluated here, after what is enqueued."""
+    best: int | None = Field(default=None, ge=1)
+    """Only so many merges, the highest; by default all of them, and 10 where they are scored `again`."""
+
+
 class SearchEntry(_Closed):
     """How coefficients are proposed, and how many are evaluated."""
 
@@ -218,8 +267,11 @@ class SearchEntry(_Closed):
     gpu_hours: float | None = Field(None, gt=0)
     """Start no further trial when those of all sessions, failed ones included, have held GPUs for so many hours.
     A worker without a GPU counts as one. Raise it to go on."""
-    enqueue: list[Literal["sources", "uniform"] | dict[str, float]] = ["sources", "uniform"]
-    """What to evaluate first: every source alone, the uniform average, or points by parameter name."""
+    enqueue: list[Literal["sources", "uniform", "prompts"] | dict[str, float]] = ["sources", "uniform"]
+    """What to evaluate first: every source alone, the uniform average, the template alone with every prompt that is
+    searched (`prompts`), or points by parameter name."""
+    start_from: Annotated[StartEntry | None, BeforeValidator(_study_shorthand)] = None
+    """A recorded study to start from: its name, or a mapping. Its trials teach the strategy and count for no budget."""
     retries: int = Field(2, ge=0)
     """How often a trial is tried again after its worker died."""
     racing: Annotated[RacingEntry | None, BeforeValidator(_racing_shorthand)] = None
@@ -254,7 +306,8 @@ class CollectionEntry(_Closed):
     test_split: str = "test"
     """The queries that `evaluate` reads, and nothing else."""
     test: dict[str, Any] = {}
-    """Options of the format that differ for the test split, such as another `folder`."""
+    """Options of the format that differ for the test split, such as another `folder`; or all options of another
+    `format`, where judged queries are to test what pseudo-queries chose."""
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
     pool: PoolEntry | None = None
@@ -271,6 +324,14 @@ class CollectionEntry(_Closed):
     def options(self) -> dict[str, Any]:
         """The format's own options."""
         return dict(self.model_extra or {})
+
+    @property
+    def tested(self) -> tuple[str, dict[str, Any]]:
+        """Format and options of the test split."""
+        given = dict(self.test)
+        if "format" in given:
+            return str(given.pop("format")), given
+        return self.format, {**self.options, **given}
 
 
 class EvaluationEntry(_Closed):

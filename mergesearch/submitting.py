@@ -1,8 +1,8 @@
 """A study as a job of a Ray cluster: what travels there, and what has to be there already.
 
-The study file travels, and the file of examples that it names. Models, adapters and collections do not: every node
-reads them itself, from storage that all nodes share or from the hub. Nor does the database's URL where it has a
-password, since a cluster shows its jobs' descriptions to everybody who reaches its dashboard.
+The study file travels, and the files of examples and prompts that it names. Models, adapters and collections
+do not: every node reads them itself, from storage that all nodes share or from the hub. Nor does the database's URL
+where it has a password, since a cluster shows its jobs' descriptions to everybody who reaches its dashboard.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mergesearch.errors import Problem, StorageError
 from mergesearch.storage.engine import Database
 from mergesearch.storage.secrets import FILE_VARIABLE, holds_password
 from mergesearch.study_file import ParsedStudy, storage_url
+from mergesearch.study_prompts import prompt_files
 from mergesearch.study_schema import StudyFile
 
 MOST_BYTES = 10 << 20
@@ -35,10 +36,9 @@ def pack(parsed: ParsedStudy, folder: Path) -> None:
     if problems:
         raise parsed.problems(problems)
     shutil.copyfile(parsed.path, folder / "study.yaml")
-    examples = _examples_file(parsed)
-    if examples is not None and not Path(examples).is_absolute():
-        (folder / examples).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(parsed.folder / examples, folder / examples)
+    for file in _files(parsed).values():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(parsed.folder / file, folder / file)
 
 
 def entrypoint(options: Sequence[str] = ()) -> str:
@@ -83,14 +83,17 @@ def _problems(parsed: ParsedStudy) -> Iterator[tuple[tuple[str | int, ...], str]
         yield from _paths((*keys, "test"), collection.test, parsed.folder)
     if content.merge.examples and content.merge.examples.collection:
         yield from _paths(("merge", "examples", "collection"), content.merge.examples.collection.options, parsed.folder)
-    examples = _examples_file(parsed)
-    if examples is not None and not Path(examples).is_absolute():
-        yield from ((("merge", "examples", "file"), message) for message in _travels_not(examples, parsed.folder))
+    for place, file in _files(parsed).items():
+        yield from ((place, message) for message in _travels_not(file, parsed.folder))
 
 
-def _examples_file(parsed: ParsedStudy) -> str | None:
+def _files(parsed: ParsedStudy) -> dict[tuple[str | int, ...], str]:
+    """Files of examples and prompts that travel, by where the study file names them."""
     examples = parsed.content.merge.examples
-    return None if examples is None else examples.file
+    found = prompt_files(parsed.content)
+    if examples is not None and examples.file is not None:
+        found["merge", "examples", "file"] = examples.file
+    return {keys: file for keys, file in found.items() if not Path(file).is_absolute()}
 
 
 def _travels_not(file: str, folder: Path) -> Iterator[str]:
@@ -110,7 +113,7 @@ def _paths(
     for key, value in options.items():
         texts = value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else [value]
         for text in map(str, texts):
-            file = key == "folder" or key.endswith("_file")
+            file = key in ("folder", "documents") or key.endswith("_file")
             if (file and not Path(text).is_absolute()) or (key.endswith("dataset") and _is_relative(text, folder)):
                 yield (*keys, key), f"{text!r} is on this machine: {_SHARED}"
 

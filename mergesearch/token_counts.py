@@ -29,7 +29,8 @@ class TokenCount(NamedTuple):
 def count_tokens(study: Study) -> dict[str, TokenCount]:
     """Tokens that one trial encodes, per collection: of judged queries and of documents that can be retrieved.
 
-    Texts are tokenised as the evaluator does it, with prompts and lengths; of large corpora only a sample is.
+    Texts are tokenised as the evaluator does it, with prompts and lengths; of large corpora only a sample is. Where
+    prompts are searched, it is with the first.
     """
     content = study.parsed.content
     template = content.merge.template
@@ -48,7 +49,9 @@ def count_tokens(study: Study) -> dict[str, TokenCount]:
             documents = [t for d, t in zip(collection.doc_ids, documents, strict=True) if d in wanted]
         queries = texts.count(judged, "query", spec.prompts["query"], lengths.query)
         rest = texts.count(documents, "document", spec.prompts["document"], lengths.document)
-        counts[collection.name] = TokenCount(queries.tokens + rest.tokens, queries.exact and rest.exact)
+        counts[collection.name] = TokenCount(
+            queries.tokens + rest.tokens, queries.exact and rest.exact and not spec.choices
+        )
     return counts
 
 

@@ -98,9 +98,6 @@ class Diary(Listener):
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
 
-    def recorded(self, finished: int) -> None:
-        self.heard.append(("recorded", finished))
-
     def started(self, number: int, label: str) -> None:
         self.heard.append(("started", number))
 

@@ -19,6 +19,7 @@ from mergesearch.study_schema import (
     MergeEntry,
     SearchEntry,
     SourceEntry,
+    StartEntry,
     StudyFile,
     WorkersEntry,
 )
@@ -33,6 +34,7 @@ PARTS: dict[str, type[BaseModel]] = {
     "`merge.examples`": ExamplesEntry,
     "`merge.examples.collection`": ExamplesCollectionEntry,
     "`search`": SearchEntry,
+    "`search.start_from`": StartEntry,
     "`evaluation`": EvaluationEntry,
     "`evaluation.collections`, each": CollectionEntry,
     "`workers`": WorkersEntry,

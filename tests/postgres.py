@@ -9,6 +9,7 @@ temporary folder; `postgres_url` makes a fresh database in it for each test.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pwd
 import random
@@ -186,4 +187,5 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     name = f"t{uuid.uuid4().hex[:12]}"
     postgres_server.execute(f"CREATE DATABASE {name}")
     yield postgres_server.url(name)
+    gc.collect()  # a connection that was left open is warned of here, and not in whatever test comes next
     postgres_server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

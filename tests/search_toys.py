@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mergesearch.errors import StudyFileError
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.result import QUERIES_ATTR
 from mergesearch.merging.registry import METHODS
@@ -21,6 +23,27 @@ from mergesearch.search.strategy import PROPOSAL_ATTR
 from mergesearch.surrogate.bank import CollectionBank, EmbeddingBank
 from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening, screen
+
+SEGMENTS = ("segment_1", "segment_2")
+
+
+def space_of(
+    config: Mapping[str, Any],
+    *,
+    method: str = "linear",
+    sources: tuple[str, ...] = ("retriever", "domain"),
+    groups: tuple[str, ...] = SEGMENTS,
+    depths: Sequence[float] = (),
+    base: str | None = None,
+) -> SearchSpace:
+    placed = dict(zip(groups, depths or [(i + 0.5) / len(groups) for i in range(len(groups))], strict=True))
+    return build_space(METHODS[method], sources=sources, groups=placed, template="retriever", config=config, base=base)
+
+
+def problems_of(config: Any, **kwargs: Any) -> list[str]:
+    with pytest.raises(StudyFileError) as caught:
+        space_of(config, **kwargs)
+    return [str(p) for p in caught.value.problems]
 
 
 def make_space(*dimensions: Dimension) -> SearchSpace:

@@ -13,10 +13,13 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from mergesearch.errors import EvaluationError, StorageError
+from mergesearch.evaluation.objectives import Judgement
 from mergesearch.evaluation.result import CollectionScores, Look, TrialResult
+from mergesearch.search.ledger import scores, violation
 from mergesearch.storage import Told
 from tests.storage_helpers import (
     DISTRIBUTIONS,
+    RECORD,
     begin,
     check_crashes,
     lose_confirmation,
@@ -104,6 +107,28 @@ class TrialSuite:
             assert again is not None
             assert (again[0], again[1].value) == (1, stopped.value)
             assert store.study.best_trial.number == 0
+
+    def test_objectives_and_guards_are_optunas_values_and_constraints(self, url: str) -> None:
+        """And to everybody here a trial has one value, whichever process reads it."""
+        record = replace(RECORD, objectives=("target", "others"), metric="ndcg@10")
+        expected = result()
+        judged = Judgement({"target": 0.5, "others": 0.25}, {"scifact": 0.125, "nfcorpus": -0.5})
+        with open_store(url, record) as store:
+            assert store.finish(begin(store, 0.1, "a"), expected, judged=judged) is Told.RECORDED
+            assert store.finish(0, expected, judged=judged) is Told.ALREADY
+            fine = replace(judged, excess={"scifact": 0.0, "nfcorpus": -0.5})
+            store.finish(begin(store, 0.2, "b"), expected, judged=fine)
+            store.fail(begin(store, 0.3, "c"), "broken")
+        with open_store(url, record) as store:
+            first, second, third = store.trials()
+            assert (first.value, second.value, third.value) == (expected.value, expected.value, None)
+            assert violation(first) == 0.125
+            assert violation(second) == 0
+            assert scores(second) == (0.5, 0.25)
+            theirs = store.study
+            assert theirs.metric_names == ["ndcg@10 target", "ndcg@10 others"]
+            assert [t.values for t in theirs.trials] == [[0.5, 0.25], [0.5, 0.25], None]
+            assert [t.number for t in theirs.best_trials] == [1]
 
     def test_attributes_stay_small_whatever_the_number_of_queries(self, url: str) -> None:
         ids = tuple(f"query-{i}" for i in range(5000))

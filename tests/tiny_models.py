@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -159,6 +160,11 @@ _HEADS = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "classification": "AutoModelForSequenceClassification",
 }
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that lie in a folder itself, by name."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
 
 
 def make_tiny(

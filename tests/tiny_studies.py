@@ -101,6 +101,13 @@ def make_study(folder: Path, *, kind: str = "bert", n_layers: int = 2) -> TinySt
     return study
 
 
+def make_endless(folder: Path) -> TinyStudy:
+    """One that somebody has to stop: points at random for ten hours."""
+    made = make_study(folder)
+    made.change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
+    return made.change("search", to={"strategy": "random", "minutes": 600})
+
+
 def copy_study(study: TinyStudy, folder: Path) -> TinyStudy:
     """The same study elsewhere, so that a test may spoil it; models are copied, not linked."""
     shutil.copytree(study.folder, folder, dirs_exist_ok=True)

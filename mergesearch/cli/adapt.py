@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mergesearch.cli.common import announce_loading, examples, quiet_libraries
+from mergesearch.cli.common import announce_loading, examples
+from mergesearch.cli.training import (
+    can_be_gone_on_with,
+    process_options,
+    shape_options,
+    take_shape,
+    tell_trained,
+    texts_option,
+)
 
 
 @click.command(
@@ -21,19 +27,14 @@ from mergesearch.cli.common import announce_loading, examples, quiet_libraries
     ),
 )
 @click.argument("model")
-@click.option(
+@texts_option(
     "--documents",
-    type=click.Path(path_type=Path),
-    required=True,
-    multiple=True,
-    metavar="FOLDER|FILE",
+    exists=False,
     help="A BEIR folder, or .jsonl, .tsv or .txt files (.gz too) or folders of them; may be given several times.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option("--adapter", "kind", type=click.Choice(["dora", "lora", "rslora"]), default="dora", show_default=True)
-@click.option("--rank", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--alpha", type=float, default=64, show_default=True, help="Scale, relative to the rank.")
-@click.option("--dropout", type=float, default=0.05, show_default=True, help="Of an adapted module's inputs.")
+@shape_options(rank=32, alpha=64, dropout=0.05)
 @click.option(
     "--targets",
     default="read",
@@ -56,20 +57,12 @@ from mergesearch.cli.common import announce_loading, examples, quiet_libraries
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches per step.")
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True)
 @click.option("--mask-probability", type=float, default=0.15, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
-@click.option("--checkpointing", is_flag=True, help="Less memory and more time: activations are computed twice.")
-@click.option("--restart", is_flag=True, help="Throw away what an earlier process left of this training.")
+@process_options
 def command(
     model: str,
     documents: tuple[Path, ...],
     out: Path,
-    kind: Any,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: str,
+    kind: str,
     device: str,
     restart: bool,
     **settings: Any,
@@ -81,28 +74,13 @@ def command(
     """
     announce_loading()
     from mergesearch.cli.progress import phase_bars
-    from mergesearch.training.adapters import AdapterSettings
     from mergesearch.training.knowledge import KnowledgeSettings, train_knowledge_adapter
 
-    shape = AdapterSettings(kind=kind, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
-    try:
-        with quiet_libraries(), phase_bars("reading", "training") as (reading, progress):
-            made = train_knowledge_adapter(
-                model,
-                documents,
-                out,
-                KnowledgeSettings(adapter=shape, **settings),
-                device=device,
-                restart=restart,
-                reading=reading,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        click.echo(f"interrupted. Go on with: {shlex.join(['mergesearch', *sys.argv[1:]])}", err=True)
-        raise
-    if made.before:
-        click.echo(f"{made.folder} is there already, made with these settings")
-    click.echo(
-        f"{made.folder}: {kind} adapter, {made.objective.replace('_', ' ')}, {made.examples:,} examples of "
-        f"{made.documents:,} documents in {made.steps:,} steps, loss {made.losses[0]:.3f} → {made.losses[1]:.3f}"
-    )
+    asked = KnowledgeSettings(adapter=take_shape(kind, settings), **settings)
+    with can_be_gone_on_with(), phase_bars("reading", "training") as (reading, progress):
+        made = train_knowledge_adapter(
+            model, documents, out, asked, device=device, restart=restart, reading=reading, progress=progress
+        )
+    learned = f"{kind} adapter, {made.objective.replace('_', ' ')}"
+    of = f"{made.examples:,} examples of {made.documents:,} documents in {made.steps:,} steps"
+    tell_trained(made, f"{learned}, {of}")

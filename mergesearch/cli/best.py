@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -30,6 +30,7 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     """Show the merge that the study chooses, its coefficients, and the highest scoring one beside it."""
     from mergesearch.resolving import load_study
     from mergesearch.results.choose import choose
+    from mergesearch.results.coefficients import coefficient_words
     from mergesearch.results.front import front_table
     from mergesearch.sources.layout import span
 
@@ -41,19 +42,11 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
         print_json({**choice.to_dict(), "recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint})
         return
     click.echo(choice.describe())
-    rows: list[tuple[Any, ...]] = []
-    for group in recipe.groups:
-        where = span(group.places)
-        if group.copy_from is not None:
-            rows.append((group.name, where, f"copied from {group.copy_from}"))
-        for name, value in group.coefficients.items():
-            if isinstance(value, float | int) and study.method.coefficients[name].names_sources:
-                rows.append((group.name, where, f"{name} = {study.method.sources_of(recipe)[round(value)]}"))
-            elif isinstance(value, float | int):
-                rows.append((group.name, where, f"{name} = {value:.4g}"))
-            else:
-                rows.append((group.name, where, ", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items())))
+    rows = [(g.name, span(g.places), words) for g in recipe.groups for words in coefficient_words(recipe, g)]
     print_table(["group", "covers", "coefficients"], rows)
     if choice.front:
         click.echo("\nPareto front (selection scores); `export --trial N` takes another of its points")
         print_table(*front_table(choice.front))
+    for collection, prompts in recipe.prompts.items():
+        for kind, text in prompts.items():
+            click.echo(f"{collection}: before every {kind} stands {json.dumps(text, ensure_ascii=False)}")

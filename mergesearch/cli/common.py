@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -154,6 +154,28 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     if title:
         console.print(Text(title, style="bold"))
     console.print(table)
+
+
+class Tabled(Protocol):
+    """What is for people and for programs."""
+
+    def tables(self) -> Iterable[tuple[str, Sequence[str], Iterable[Sequence[Any]]]]:
+        """Title, headers and rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+
+
+def print_result(found: Tabled, output: str, lines: Iterable[str] = ()) -> None:
+    """As `format_option` says: JSON, or tables with lines below them."""
+    if output == "json":
+        print_json(found.to_dict())
+        return
+    for title, headers, rows in found.tables():
+        print_table(headers, rows, title=title)
+        click.echo()
+    for line in lines:
+        click.echo(line)
 
 
 def print_json(value: Any) -> None:

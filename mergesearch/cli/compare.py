@@ -13,8 +13,7 @@ from mergesearch.cli.common import (
     examples,
     format_option,
     open_existing,
-    print_json,
-    print_table,
+    print_result,
     quiet_libraries,
     storage_option,
 )
@@ -52,13 +51,5 @@ def command(study_files: tuple[Path, ...], storage: str | None, output: str, out
         studies = compare_studies(views)
         if out is not None:
             write_page(out, render_comparison(studies, views))
-    if output == "json":
-        print_json(studies.to_dict())
-        return
-    for title, headers, rows in studies.tables():
-        print_table(headers, rows, title=title)
-        click.echo()
-    for note in studies.notes:
-        click.echo(f"note: {note}")
-    if out is not None:
-        click.echo(f"page: {out}")
+    notes = [f"note: {note}" for note in studies.notes]
+    print_result(studies, output, [*notes, f"page: {out}"] if out is not None else notes)

@@ -15,8 +15,7 @@ from mergesearch.cli.common import (
     examples,
     format_option,
     open_existing,
-    print_json,
-    print_table,
+    print_result,
     quiet_libraries,
     storage_option,
 )
@@ -80,14 +79,7 @@ def command(context: click.Context, /, target: Path, storage: str | None, output
     announce_loading()
     with quiet_libraries():
         evaluation, notes = _evaluate(target, storage, **options)
-    if output == "json":
-        print_json(evaluation.to_dict())
-        return
-    for title, headers, rows in evaluation.tables():
-        print_table(headers, rows, title=title)
-        click.echo()
-    for note in notes:
-        click.echo(note)
+    print_result(evaluation, output, notes)
 
 
 def _evaluate(

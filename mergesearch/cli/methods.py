@@ -28,6 +28,7 @@ from mergesearch.cli.common import examples, print_json, print_table
 def command(output: str) -> None:
     """List merge methods with their coefficients, and search strategies."""
     from mergesearch.merging.registry import METHODS
+    from mergesearch.merging.table import one_shot_words
     from mergesearch.search.registry import STRATEGIES
 
     if output == "markdown":
@@ -43,6 +44,7 @@ def command(output: str) -> None:
             "coefficients": [*m.coefficients, *m.shorthands],
             "measured": list(m.measured),
             "base": m.needs_base,
+            "one_shot": one_shot_words(m),
         }
         for m in METHODS.values()
     ]
@@ -53,12 +55,13 @@ def command(output: str) -> None:
         print_json({"methods": methods, "strategies": strategies})
         return
     print_table(
-        ["method", "what it is", "coefficients", "paper"],
+        ["method", "what it is", "coefficients", "in one shot", "paper"],
         [
             (
                 m["name"],
                 f"{m['title']}, from a base" if m["base"] else m["title"],
                 ", ".join([*m["coefficients"], *(f"{name} (measured)" for name in m["measured"])]),
+                m["one_shot"],
                 m["paper"],
             )
             for m in methods

@@ -39,7 +39,8 @@ def line(now: Snapshot) -> str:
     """The same in one line, for logs."""
     parts = [_progress(now), _states(now)]
     if now.best is not None and now.best.value is not None:
-        best = f"highest: trial {now.best.number} ({now.best.label}), dev score {luck_in(now.best.value, now.luck)}"
+        score = luck_in(now.best.value, now.luck, now.on_queries)
+        best = f"highest: trial {now.best.number} ({now.best.label}), dev score {score}"
         others = [m for m in _marks(now) if m.value is not None and m.number != now.best.number]
         gains = [f"{_gain(now, m)} over {m.label}" for m in others]
         parts.append(", ".join([best, *gains]))
@@ -57,7 +58,7 @@ def _parts(now: Snapshot, batches: tuple[int, int] | None, predicting: bool) -> 
         yield _scores(now)
     if now.best is not None and now.best.value is not None:
         yield _one_line(f"trial {now.best.number}: {now.best.label}")
-        yield Text(luck_in(now.best.value, now.luck).partition("(")[2].rstrip(")"), style="dim")
+        yield Text(luck_in(now.best.value, now.luck, now.on_queries).partition("(")[2].rstrip(")"), style="dim")
     if speed := _speed(now):
         yield Text(speed)
     if now.workers:

@@ -9,8 +9,7 @@ import click
 from mergesearch.cli.common import (
     examples,
     format_option,
-    print_json,
-    print_table,
+    print_result,
     study_argument,
 )
 
@@ -28,10 +27,4 @@ def command(study_file: Path, output: str) -> None:
     from mergesearch.resolving import load_study
 
     plan = make_plan(load_study(study_file))
-    if output == "json":
-        print_json(plan.to_dict())
-        return
-    for title, headers, rows in plan.tables():
-        print_table(headers, rows, title=title)
-        click.echo()
-    click.echo(plan.summary())
+    print_result(plan, output, [plan.summary()])

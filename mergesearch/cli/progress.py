@@ -74,6 +74,10 @@ class StudyProgress(Listener):
         """One line with the loss."""
         self._line(f"loss {loss:>9.4f}  {seconds:5.1f} s  {source}")
 
+    def started_from(self, what: str) -> None:
+        """One line."""
+        self._line(what)
+
     def planned(self, sources: str) -> None:
         """One line."""
         self._line(sources)

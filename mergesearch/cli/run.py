@@ -103,6 +103,7 @@ def command(
 
 def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> None:
     from mergesearch.cli.progress import StudyProgress
+    from mergesearch.evaluation.result import IMPORTED_ATTR
     from mergesearch.results.choose import choose
     from mergesearch.session import open_store, run_study
     from mergesearch.storage.engine import redact
@@ -110,9 +111,12 @@ def _run(study: Study, storage: str | None, pool: Workers, *, quiet: bool) -> No
     with open_store(study, storage) as store:
         for note in store.not_told(study.notes()):
             click.echo(f"note: {note}")
-        before = sum(t.state.name == "COMPLETE" for t in store.trials())
-        if before and not quiet:
-            click.echo(f"going on: {before} trial{'s' * (before != 1)} evaluated before")
+        scored = [t for t in store.trials() if t.state.name == "COMPLETE"]
+        imported = sum(IMPORTED_ATTR in t.user_attrs for t in scored)
+        if scored and not quiet:
+            before = len(scored) - imported
+            came = f", {imported} that came over from another study" if imported else ""
+            click.echo(f"going on: {before} trial{'s' * (before != 1)} evaluated before{came}")
         try:
             with StudyProgress(store, quiet=quiet) as progress:
                 summary = run_study(study, store, progress, progress.batch, pool)

@@ -104,14 +104,19 @@ def _show(store: StudyStore, budget: float | None, file: str, output: str) -> No
                 *(["" if t.predicted is None else f"{t.predicted:.4f}"] if predicted else []),
                 "" if t.seconds is None else f"{t.seconds:.1f}",
                 "" if t.tokens is None else f"{t.tokens:,}",
-                t.label if not t.failure else f"{t.label}: {t.failure}",
+                _what(t),
             )
             for t in status.trials
         ],
-        title=status.study,
+        title=f"{status.study}: dev scores{status.on_queries}" if status.on_queries else status.study,
     )
     click.echo(status.summary())
     click.echo(status.who(file))
+
+
+def _what(trial: TrialLine) -> str:
+    imported = f" (imported: {trial.imported})" if trial.imported else ""
+    return f"{trial.label}: {trial.failure}" if trial.failure else f"{trial.label}{imported}"
 
 
 def _score(trial: TrialLine, *, best: bool) -> str:

@@ -41,7 +41,7 @@ def command(storage: str | None, option: str | None, output: str) -> None:
     rows = [
         (
             s.name, s.file_name, f"{s.created_at:%Y-%m-%d %H:%M}", s.complete, s.pruned, s.failed, s.unfinished,
-            "" if s.best_value is None else f"{s.best_value:.4f}",
+            "" if s.best_value is None else f"{s.best_value:.4f}{s.on_queries}",
         )
         for s in studies
     ]  # fmt: skip

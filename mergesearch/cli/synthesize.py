@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mergesearch.cli.common import examples
+from mergesearch.cli.training import texts_option
 
 
 @click.command(
@@ -21,15 +22,7 @@ from mergesearch.cli.common import examples
     ),
 )
 @click.argument("kind", type=click.Choice(["negatives", "queries"]))
-@click.option(
-    "--from",
-    "origin",
-    type=click.Path(path_type=Path, exists=True),
-    required=True,
-    multiple=True,
-    metavar="FOLDER|FILE",
-    help="Pairs as for train-expert (negatives), or documents as for adapt (queries).",
-)
+@texts_option("--from", "origin", help="Pairs as for train-expert (negatives), or documents as for adapt (queries).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .jsonl file for train-expert --pairs.")
 @click.option("--endpoint", "url", required=True, metavar="URL", help="Root of an OpenAI-compatible API, as …/v1.")
 @click.option("--llm", "model", required=True, help="The model, as the endpoint calls it.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import parse_metric
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.search import Ranking, TopK, order_by_id
+from mergesearch.evaluation.settings import KINDS, Kind
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenPlan
 
 if TYPE_CHECKING:
@@ -47,12 +48,19 @@ class WeightedCollection:
         weight: its share; shares are normalised over collections.
         query_prompt: put before queries; None for the template's own prompt, empty for none.
         document_prompt: the same for documents.
+        choices: by kind further prompts, see `RetrievalEvaluator.use_prompts`, that are tokenised beforehand.
     """
 
     collection: Collection
     weight: float = 1.0
     query_prompt: str | None = None
     document_prompt: str | None = None
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def prompts(self) -> dict[str, str | None]:
+        """What is put before texts where nothing else is asked for, by kind."""
+        return {"query": self.query_prompt, "document": self.document_prompt}
 
 
 @dataclass(frozen=True)
@@ -125,9 +133,17 @@ class RetrievalEvaluator:
         self._batch_tokens = batch_tokens
         self._lengths = (max_query_length, max_document_length)
         self._store = store
-        self.collections = tuple(self._prepare(source) for source in collections)
-        if not self.collections:
+        self._planned: dict[tuple[int, Kind, str | None], TokenPlan] = {}
+        self._given = tuple(self._prepare(i, source) for i, source in enumerate(collections))
+        if not self._given:
             raise EvaluationError("there is no collection to evaluate on.")
+        self._prompted: dict[tuple[int, tuple[str | None, ...]], PreparedCollection] = {}
+        self.collections = self._given
+        for i, prepared in enumerate(self._given):
+            for kind in KINDS:
+                for prompt in prepared.source.choices.get(kind, ()):  # one that cannot be used is to be known now
+                    self._plan(i, prepared.source, kind, prompt, prepared.judgements.query_ids, prepared.document_rows)
+        self._store = None  # its folder may be gone by now: what is planned later stays in memory
 
     @property
     def n_tokens(self) -> int:
@@ -143,6 +159,23 @@ class RetrievalEvaluator:
     def n_batches(self) -> int:
         """Batches per trial."""
         return sum(len(plan.batches) for plan in self._plans())
+
+    def use_prompts(self, prompts: Mapping[str, Mapping[str, str]]) -> None:
+        """Put these prompts before texts from now on.
+
+        Texts behind a prompt that was not used before are tokenised; documents stay as they are planned while only the
+        queries' prompts change.
+
+        Args:
+            prompts: by collection and kind; collections and kinds that are not named have their own.
+
+        Raises:
+            EvaluationError: a text has no tokens, or does not end as the model's pooling needs.
+        """
+        self.collections = tuple(
+            self._with_prompts(i, {**given.source.prompts, **prompts.get(given.source.collection.name, {})})
+            for i, given in enumerate(self._given)
+        )
 
     def evaluate(
         self, progress: Progress | None = None, *, keep_runs: bool = False, keeper: Keeper | None = None
@@ -245,9 +278,49 @@ class RetrievalEvaluator:
             return embeddings
         return torch.nn.functional.normalize(embeddings, dim=1)
 
-    def _prepare(self, source: WeightedCollection) -> PreparedCollection:
+    def _with_prompts(self, i: int, prompts: Mapping[str, str | None]) -> PreparedCollection:
+        """A collection with these prompts, of both kinds; made once."""
+        given, key = self._given[i], (i, tuple(prompts[kind] for kind in KINDS))
+        if prompts == given.source.prompts:
+            return given
+        if key not in self._prompted:
+            query_ids, rows = given.judgements.query_ids, given.document_rows
+            plans = {kind: self._plan(i, given.source, kind, prompts[kind], query_ids, rows) for kind in KINDS}
+            self._prompted[key] = self._replanned(given, plans["query"], plans["document"])
+        return self._prompted[key]
+
+    def _replanned(self, prepared: PreparedCollection, queries: TokenPlan, documents: TokenPlan) -> PreparedCollection:
+        return replace(prepared, queries=queries, documents=documents)
+
+    def _plan(
+        self,
+        i: int,
+        source: WeightedCollection,
+        kind: Kind,
+        prompt: str | None,
+        query_ids: Sequence[str],
+        document_rows: NDArray[np.int64],
+    ) -> TokenPlan:
+        """The plan of collection `i`'s texts behind a prompt; made once."""
+        collection, query = source.collection, kind == "query"
+        if (i, kind, prompt) not in self._planned:
+            if query:
+                by_id = dict(zip(collection.query_ids, collection.query_texts, strict=True))
+                texts = [by_id[query_id] for query_id in query_ids]
+            else:
+                texts = [collection.doc_texts[row] for row in document_rows]
+            self._planned[i, kind, prompt] = self.encoder.plan(
+                texts,
+                kind,
+                prompt=prompt,
+                max_length=self._lengths[0] if query else self._lengths[1],
+                batch_tokens=self._batch_tokens,
+                store=None if query else self._store,
+            )
+        return self._planned[i, kind, prompt]
+
+    def _prepare(self, i: int, source: WeightedCollection) -> PreparedCollection:
         collection = source.collection
-        texts = dict(zip(collection.query_ids, collection.query_texts, strict=True))
         query_ids = [query_id for query_id in collection.query_ids if collection.qrels.get(query_id)]
         if not query_ids:
             raise EvaluationError(f"collection {collection.name!r} has no judged queries.")
@@ -265,21 +338,8 @@ class RetrievalEvaluator:
             document_rows = np.unique(np.concatenate(candidates))
         return PreparedCollection(
             source,
-            self.encoder.plan(
-                [texts[query_id] for query_id in query_ids],
-                "query",
-                prompt=source.query_prompt,
-                max_length=self._lengths[0],
-                batch_tokens=self._batch_tokens,
-            ),
-            self.encoder.plan(
-                [collection.doc_texts[row] for row in document_rows],
-                "document",
-                prompt=source.document_prompt,
-                max_length=self._lengths[1],
-                batch_tokens=self._batch_tokens,
-                store=self._store,
-            ),
+            self._plan(i, source, "query", source.query_prompt, query_ids, document_rows),
+            self._plan(i, source, "document", source.document_prompt, query_ids, document_rows),
             document_rows,
             Judgements.prepare(query_ids, collection.doc_ids, collection.qrels),
             exclude,

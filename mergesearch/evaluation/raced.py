@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,9 @@ class PreparedLook:
 
 
 @dataclass(frozen=True)
-class LookedCollection:
-    """A collection and the looks at it. The plans of `whole` hold the batches of all looks, one after the other."""
+class LookedCollection(PreparedCollection):
+    """A collection and the looks at it. Its own plans hold the batches of all looks, one after the other."""
 
-    whole: PreparedCollection
     plan: LookPlan
     looks: tuple[PreparedLook, ...]
 
@@ -78,7 +77,6 @@ class RacedEvaluator(RetrievalEvaluator):
         self, encoder: Encoder, collections: Sequence[WeightedCollection], *, racing: RacingSettings, **options: Any
     ) -> None:
         self.racing = racing
-        self._looked: list[LookedCollection] = []
         super().__init__(encoder, collections, **options)
 
     def evaluate(
@@ -102,8 +100,8 @@ class RacedEvaluator(RetrievalEvaluator):
             MemoryFullError: one text alone does not fit into memory.
         """
         clock, on_batch = self._begin(progress)
-        races = [_Race(self, i, looked, clock, on_batch, keeper) for i, looked in enumerate(self._looked)]
-        shares = [looked.whole.source.weight for looked in self._looked]
+        races = [_Race(self, i, looked, clock, on_batch, keeper) for i, looked in enumerate(self._looked())]
+        shares = [looked.source.weight for looked in self._looked()]
         looks: list[Look] = []
         verdict: Verdict | None = None
         last = len(self.racing.looks.shares) - 1
@@ -141,13 +139,26 @@ class RacedEvaluator(RetrievalEvaluator):
             by_id=collection.by_id,
         )
 
-    def _prepare(self, source: WeightedCollection) -> PreparedCollection:
-        whole, looks = super()._prepare(source), self.racing.looks
+    def _looked(self) -> Iterator[LookedCollection]:
+        for prepared in self.collections:
+            assert isinstance(prepared, LookedCollection)
+            yield prepared
+
+    def _prepare(self, i: int, source: WeightedCollection) -> PreparedCollection:
+        whole, looks = super()._prepare(i, source), self.racing.looks
         collection, query_ids = source.collection, whole.judgements.query_ids
         needs = needed_documents(collection, query_ids, looks.hits, looks.seed)
         order = order_queries(query_ids, looks.seed)
         listed = whole.candidates is not None
-        plan = plan_looks(needs, whole.document_rows, order, looks.shares, listed=listed)
+        return self._cut(whole, plan_looks(needs, whole.document_rows, order, looks.shares, listed=listed))
+
+    def _replanned(self, prepared: PreparedCollection, queries: TokenPlan, documents: TokenPlan) -> PreparedCollection:
+        assert isinstance(prepared, LookedCollection)
+        return self._cut(replace(prepared, queries=queries, documents=documents), prepared.plan)
+
+    def _cut(self, whole: PreparedCollection, plan: LookPlan) -> LookedCollection:
+        """Its plans cut into looks."""
+        collection, query_ids = whole.source.collection, whole.judgements.query_ids
         place_of_row = {row: place for place, row in enumerate(whole.document_rows.tolist())}
         places = [np.array([place_of_row[row] for row in rows.tolist()], dtype=np.int64) for rows in plan.documents]
         queries = [self._of_texts(whole.queries, positions) for positions in plan.queries]
@@ -164,9 +175,8 @@ class RacedEvaluator(RetrievalEvaluator):
             )
             for i, positions in enumerate(plan.queries)
         )
-        whole = replace(whole, queries=_in_turn(whole.queries, queries), documents=_in_turn(whole.documents, documents))
-        self._looked.append(LookedCollection(whole, plan, prepared))
-        return whole
+        in_turn = {"queries": _in_turn(whole.queries, queries), "documents": _in_turn(whole.documents, documents)}
+        return LookedCollection(**{**vars(whole), **in_turn, "plan": plan, "looks": prepared})
 
     def _of_texts(self, plan: TokenPlan, texts: NDArray[np.int64]) -> TokenPlan:
         """The plan with batches of some of its texts only."""
@@ -205,7 +215,7 @@ class _Race:
         self.tokens += look.tokens
         self._ask(look)
         self._take_documents(look, keep=number + 1 < len(self.looked.looks))
-        scores = np.full(len(self.looked.whole.judgements.query_ids), np.nan)
+        scores = np.full(len(self.looked.judgements.query_ids), np.nan)
         with self._clock.phase("search"):
             rankings = [search.result() for _, search in self._searches]
         with self._clock.phase("score"):
@@ -216,7 +226,7 @@ class _Race:
 
     def result(self, *, keep_runs: bool, complete: bool) -> CollectionScores:
         """Scores after the last look that was taken, of the queries that were looked at."""
-        whole, scores = self.looked.whole, self.scores[-1]
+        whole, scores = self.looked, self.scores[-1]
         query_ids, collection = whole.judgements.query_ids, whole.source.collection
         known = np.flatnonzero(~np.isnan(scores))
         run: Mapping[str, Sequence[tuple[str, float]]] | None = None
@@ -246,7 +256,7 @@ class _Race:
         if self._keeper is not None:
             self._keeper.add_queries(self._index, look.positions, queries)
         with self._clock.phase("search"):
-            search = evaluator.new_search(self.looked.whole, look, queries)
+            search = evaluator.new_search(self.looked, look, queries)
             for rows, documents in self._kept:
                 search.add(rows, documents)
                 if self._keeper is not None:
@@ -255,7 +265,7 @@ class _Race:
 
     def _take_documents(self, look: PreparedLook, *, keep: bool) -> None:
         """Encode the look's documents and show them to every query so far; later looks' queries need them again."""
-        evaluator, whole = self._evaluator, self.looked.whole
+        evaluator, whole = self._evaluator, self.looked
         chunks = evaluator.encoder.chunks(look.documents, evaluator._chunk_documents, self._on_batch)
         while True:
             with self._clock.phase("encode"):
@@ -275,7 +285,7 @@ class _Race:
 def _summary(races: Sequence[_Race], number: int) -> Look:
     """Where the trial stands after a look."""
     known = [race.scores[-1][~np.isnan(race.scores[-1])] for race in races]
-    weights = [race.looked.whole.source.weight for race in races]
+    weights = [race.looked.source.weight for race in races]
     weighted = math.fsum(w * float(scores.mean()) for w, scores in zip(weights, known, strict=True))
     return Look(
         queries=sum(map(len, known)),

@@ -13,6 +13,8 @@ QUERIES_ATTR = "n_queries"
 """Attribute of a recorded trial with scores per query: how many. What another program added or ended has none."""
 GPU_SECONDS_ATTR = "gpu_seconds"
 """Attribute of a recorded trial: how long workers were held for it, times their GPUs (at least one)."""
+IMPORTED_ATTR = "imported"
+"""Attribute of a recorded trial that another study evaluated: which trial of which study. Nothing was spent on it."""
 ESTIMATE_ATTR = "estimate"
 """Attribute of a recorded trial that was stopped: `TrialResult.estimate`. Its running mean is over the first queries
 and fewer documents, so it compares with no value; strategies learn from the estimate instead."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Kind = Literal["query", "document"]
+KINDS: tuple[Kind, ...] = ("query", "document")
 Similarity = Literal["cosine", "dot"]
 
 _PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {

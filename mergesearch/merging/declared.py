@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -121,6 +121,25 @@ class Shorthand:
     high: float
     doc: str
     expand: Callable[[float, str, Sequence[str]], dict[str, CoefficientValue]]
+
+
+EQUAL = "1/n"
+"""In a `OneShot`: equal weights that sum to 1."""
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What to merge with where nothing is searched.
+
+    Attributes:
+        origin: who merges so, in a few words: a paper and its setting, or that it was chosen here.
+        coefficients: by name, a number or `EQUAL`; what is missing has the kernel's own default.
+        options: those that differ from their defaults.
+    """
+
+    origin: str
+    coefficients: Mapping[str, float | str] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ import torch
 from mergesearch.errors import MergeError, unknown
 from mergesearch.merging.declared import (
     ARITHMETIC,
+    EQUAL,
     Bound,
     Coefficient,
     Coefficients,
+    OneShot,
     Option,
     OptionValue,
     Shorthand,
@@ -46,6 +48,7 @@ class MergeMethod:
         dense: the method, this one aside, that it equals at density 1; "" if it has no density or no such method.
         parity: how its results compare to mergekit's, in a sentence; "" if mergekit has no such method.
         shorthands: ways to write the coefficients as one number.
+        one_shot: what to merge with where nothing is searched; None where a coefficient has to be given.
         kernel: the function itself.
         mergekit: the same from whole tensors in their stored dtype, as mergekit computes it; None if it does not.
         prepare: finds out what the kernel must know of a whole tensor.
@@ -70,6 +73,7 @@ class MergeMethod:
     dense: str
     parity: str
     shorthands: Mapping[str, Shorthand]
+    one_shot: OneShot | None
     kernel: Callable[..., torch.Tensor]
     mergekit: Callable[..., torch.Tensor] | None
     prepare: Callable[..., Any] | None
@@ -121,6 +125,19 @@ class MergeMethod:
         """Equal weights that sum to 1 and defaults for the rest, or None if the method has no weights."""
         names = [name for name in sources if name != base]
         return self._with_weights({name: 1 / len(names) for name in names})
+
+    def one_shot_value(self, name: str, n_sources: int) -> float | None:
+        """What a coefficient is where nothing is searched; None where it has to be given.
+
+        Args:
+            name: of a coefficient, or of a shorthand for equal weights.
+            n_sources: how many are merged, base left out.
+        """
+        declared = {} if self.one_shot is None else self.one_shot.coefficients
+        if name in self.shorthands:
+            return 1 / n_sources if declared.get("weight") == EQUAL else None
+        value = declared.get(name, self.coefficients[name].default)
+        return 1 / n_sources if value == EQUAL else None if value is None else float(value)
 
     def _with_weights(self, weights: Mapping[str, float]) -> dict[str, CoefficientValue] | None:
         return self._with_defaults({"weight": dict(weights)}) if "weight" in self.coefficients else None

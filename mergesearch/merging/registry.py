@@ -12,7 +12,7 @@ import types
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from mergesearch.errors import MergeError, unknown
-from mergesearch.merging.declared import ARITHMETIC, PROPERTIES, Coefficient, Option, Shorthand
+from mergesearch.merging.declared import ARITHMETIC, EQUAL, PROPERTIES, Coefficient, OneShot, Option, Shorthand
 from mergesearch.merging.kernel import Choice, Doc, Measured, PerSource, Range, Site, Tensors, Workspace
 from mergesearch.merging.method import MergeMethod, kernel_parameter
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from mergesearch.recipe import CoefficientValue
 
 __all__ = [
+    "EQUAL",
     "METHODS",
     "Choice",
     "Doc",
     "Measured",
     "MergeMethod",
+    "OneShot",
     "PerSource",
     "Range",
     "Shorthand",
@@ -70,6 +72,7 @@ def merge_method(
     parity: str = "",
     mergekit: Callable[..., torch.Tensor] | None = None,
     shorthands: Sequence[Shorthand] = (),
+    one_shot: OneShot | None = None,
 ) -> Callable[[Callable[..., torch.Tensor]], MergeMethod]:
     """Register the decorated kernel under its own name.
 
@@ -88,6 +91,8 @@ def merge_method(
         mergekit: the same as mergekit computes it (see `merging/mergekit_arithmetic.py`), which adds the option
             `arithmetic`.
         shorthands: ways to write the coefficients as one number.
+        one_shot: what to merge with where nothing is searched, as the paper has it; None where a coefficient has no
+            value that could stand for all models.
 
     Raises:
         TypeError: for a signature that is not of the form that `merging/kernel.py` describes.
@@ -115,6 +120,7 @@ def merge_method(
             dense=dense,
             parity=parity,
             shorthands=types.MappingProxyType({s.name: s for s in shorthands}),
+            one_shot=one_shot,
             kernel=kernel,
             mergekit=mergekit,
             prepare=prepare,
@@ -171,6 +177,11 @@ def _check(method: MergeMethod) -> None:
         raise TypeError(unknown(f"coefficient or option that {method.name} prepares with", name, declared))
     if method.dense and "density" not in method.coefficients:
         raise TypeError(f"{method.name}: `dense=` belongs to methods with a density")
+    if method.one_shot is not None:
+        for name in method.one_shot.coefficients.keys() - method.coefficients.keys():
+            raise TypeError(unknown(f"coefficient of {method.name}'s one-shot merge", name, method.coefficients))
+        for name in method.one_shot.options.keys() - method.options.keys():
+            raise TypeError(unknown(f"option of {method.name}'s one-shot merge", name, method.options))
     if "zero_task_vectors" in method.properties and not method.needs_base:
         raise TypeError(f"{method.name}: task vectors need a base")
     if method.name in METHODS and METHODS[method.name].kernel.__module__ != method.kernel.__module__:

@@ -16,10 +16,11 @@ _HEAD = f"""# Merge methods
 
 Written by `mergesearch methods --format markdown > docs/methods.md`. Coefficients are searched, per parameter group;
 options are fixed for a study. Without a default a coefficient must be given. The option `{ARITHMETIC.name}`, of some
-methods, is {ARITHMETIC.doc}
+methods, is {ARITHMETIC.doc} "In one shot" is what `mergesearch merge --method …` takes where nothing is searched or
+set, n being the number of sources without the base.
 
-| method | coefficients | options | needs | beside mergekit 0.1.5 |
-|---|---|---|---|---|
+| method | coefficients | options | needs | in one shot | beside mergekit 0.1.5 |
+|---|---|---|---|---|---|
 """
 
 
@@ -28,12 +29,26 @@ def methods_page() -> str:
     return _HEAD + "".join(_row(METHODS[name]) for name in sorted(METHODS))
 
 
+def one_shot_words(method: MergeMethod) -> str:
+    """What a method merges with where nothing is searched: `weight = 1, density = 0.2`; or what has to be given."""
+    if method.one_shot is None:
+        open_ones = [name for name, c in method.coefficients.items() if c.default is None]
+        return f"{' and '.join(open_ones)} to be given"
+    declared = method.one_shot.coefficients
+    values: dict[str, bool | float | str | None] = {
+        **{name: declared.get(name, c.default) for name, c in method.coefficients.items()},
+        **method.one_shot.options,
+    }
+    return ", ".join(f"{name} = {_setting(value)}" for name, value in values.items() if value is not None)
+
+
 def _row(method: MergeMethod) -> str:
     cells = [
         f"[`{method.name}`]({method.paper}): {method.title}",
         "<br>".join([*map(_coefficient, method.coefficients.values()), *map(_shorthand, method.shorthands.values())]),
         "<br>".join(map(_option, method.options.values())),
         _needs(method),
+        f"{one_shot_words(method)}: {method.one_shot.origin}" if method.one_shot else one_shot_words(method),
         method.parity or "not in mergekit",
     ]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') or '–' for cell in cells)} |\n"

@@ -55,6 +55,7 @@ class Choice:
         front: where there are several objectives, the trials that no other beats in all of them, by the first
             objective, highest first. The choice is among them or is a source.
         set_aside: how many trials lost more on guarded collections than they may; none of them is named above.
+        on_queries: what the scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     number: int
@@ -76,6 +77,7 @@ class Choice:
     distance: float | None
     front: tuple[FrontPoint, ...] = ()
     set_aside: int = 0
+    on_queries: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -83,14 +85,17 @@ class Choice:
 
     def describe(self) -> str:
         """Two or three lines for people."""
-        chosen = f"chosen: trial {self.number} ({self.label}), dev score {luck_in(self.value, self.optimism)}"
+        chosen = f"chosen: trial {self.number} ({self.label}), dev score {self._shown(self.value, self.optimism)}"
         if self.number == self.best_number:
             return f"{chosen}; it is also the highest\n{self.reason()}"
-        best = luck_in(self.best_value, self.best_optimism)
+        best = self._shown(self.best_value, self.best_optimism)
         highest = f"highest: trial {self.best_number} ({self.best_label}), dev score {best}"
         if self.best_value == self.value and self.nearest is not None:
             highest += f"; of equal scores the merge nearer to {self.nearest} is preferred"
         return f"{chosen}\n{highest}\n{self.reason()}"
+
+    def _shown(self, value: float, optimism: float) -> str:
+        return luck_in(value, optimism, self.on_queries)
 
     def reason(self) -> str:
         """The verdict in words."""
@@ -116,11 +121,11 @@ class Choice:
         return f"the merge {gains}; 95% interval of the rest [{low:+.4f}, {high:+.4f}]{doubt}"
 
 
-def luck_in(value: float, optimism: float | None) -> str:
-    """A dev score with what is known of it."""
+def luck_in(value: float, optimism: float | None, on_queries: str = "") -> str:
+    """A dev score with what is known of it, and of the queries that it is on."""
     amount = "" if optimism is None else "less than 0.0001" if optimism < 0.00005 else f"about {optimism:.4f}"
     luck = amount and f"; {amount} of it is luck"
-    return f"{value:.4f} (a selection score{luck})"
+    return f"{value:.4f} (a selection score{on_queries}{luck})"
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,8 @@ def choose(
     front: tuple[FrontPoint, ...] = ()
     if study.objectives.several:
         front = pareto_front([FrontPoint(c.number, c.label, study.objectives.values(c.scores)) for c in kept])
-    return replace(pick(kept), front=front, set_aside=len(candidates) - len(kept))
+    set_aside = len(candidates) - len(kept)
+    return replace(pick(kept), front=front, set_aside=set_aside, on_queries=store.record.on_queries)
 
 
 def within_guards(candidates: Sequence[Candidate], objectives: Objectives) -> list[Candidate]:

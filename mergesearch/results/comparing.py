@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.results.choose import Choice
@@ -53,6 +54,7 @@ class Pair:
         collection: whose.
         comparison: None where both score the same on every query.
         p_holm: corrected over all pairs of the comparison; 1 where nothing was tested.
+        pseudo: the queries are pseudo-queries.
     """
 
     first: str
@@ -61,6 +63,12 @@ class Pair:
     collection: str
     comparison: Comparison | None
     p_holm: float
+    pseudo: bool = False
+
+    @property
+    def where(self) -> str:
+        """The collection, and what its queries are where no user asked them."""
+        return f"{self.collection} ({PSEUDO})" if self.pseudo else self.collection
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Studies:
                 c.costs.trials,
                 f"{c.costs.tokens:,}",
                 f"{c.costs.elapsed.total_seconds():,.0f}",
-                "" if c.choice is None else f"{c.choice.value:.4f}",
+                "" if c.choice is None else f"{c.choice.value:.4f}{c.choice.on_queries}",
                 "" if c.choice is None else f"{c.choice.optimism:.4f}",
                 "nothing scored" if c.choice is None else c.choice.verdict,
             )
@@ -108,7 +116,7 @@ class Studies:
         ]
         tables: list[Table] = [("studies (dev scores are selection scores)", headers, rows)]
         read: list[tuple[Any, ...]] = [
-            (c.name, t.split, t.scores.collection, t.scores.metric, len(t.scores.query_ids), f"{t.scores.mean:.4f}")
+            (c.name, t.split, t.where, t.scores.metric, len(t.scores.query_ids), f"{t.scores.mean:.4f}")
             for c in self.columns
             for t in c.tests
         ]
@@ -149,6 +157,7 @@ class Studies:
                             "collection": t.scores.collection,
                             "metric": t.scores.metric,
                             "queries": len(t.scores.query_ids),
+                            "pseudo_queries": t.pseudo,
                             "score": t.scores.mean,
                             "at": t.at.isoformat(),
                         }
@@ -163,6 +172,7 @@ class Studies:
                     "second": p.second,
                     "split": p.split,
                     "collection": p.collection,
+                    "pseudo_queries": p.pseudo,
                     "difference": 0.0 if p.comparison is None else p.comparison.mean_difference,
                     "interval": None if p.comparison is None else list(p.comparison.interval),
                     "p_ttest": None if p.comparison is None else p.comparison.p_ttest,
@@ -197,8 +207,17 @@ def compare_studies(views: Sequence[StudyView]) -> Studies:
             notes += why
     compared = [None if np.array_equal(a.scores, b.scores) else compare(a.scores, b.scores) for *_, a, b in pairs]
     corrected = iter(holm([c.p_ttest for c in compared if c is not None]))
+    pseudo = {(c.name, t.split, t.scores.collection) for c in columns for t in c.tests if t.pseudo}
     tested_pairs = tuple(
-        Pair(first.name, second.name, split, a.collection, c, 1.0 if c is None else next(corrected))
+        Pair(
+            first.name,
+            second.name,
+            split,
+            a.collection,
+            c,
+            1.0 if c is None else next(corrected),
+            (first.name, split, a.collection) in pseudo,
+        )
         for (first, second, split, a, _), c in zip(pairs, compared, strict=True)
     )
     return Studies(columns, tested_pairs, tuple(notes))
@@ -257,8 +276,8 @@ def _same_place(one: StudyView, other: StudyView, collection: str) -> bool:
         contents.append(recorded.get(collection, {}).get("content"))
         spec = next((c for c in view.study.collection_specs(test=True) if c.name == collection), None)
         options = {} if spec is None else dict(spec.options)
-        if spec is not None and "folder" in options:
-            options["folder"] = str((spec.relative_to / str(options["folder"])).resolve())
+        for key in {"folder", "documents"} & options.keys():
+            options[key] = str((view.study.parsed.folder / str(options[key])).resolve())
         places.append(None if spec is None else (spec.format, spec.split, options))
     return contents[0] == contents[1] or places[0] == places[1]
 
@@ -291,7 +310,7 @@ def _row(pair: Pair) -> tuple[Any, ...]:
     who = f"{pair.first} − {pair.second}"
     c = pair.comparison
     if c is None:
-        return who, pair.split, pair.collection, "+0.0000", "the same on every query", "", "", ""
+        return who, pair.split, pair.where, "+0.0000", "the same on every query", "", "", ""
     interval = "[{:+.4f}, {:+.4f}]".format(*c.interval)
     values = map(shown_p, (c.p_ttest, c.p_permutation, pair.p_holm))
-    return who, pair.split, pair.collection, f"{c.mean_difference:+.4f}", interval, *values
+    return who, pair.split, pair.where, f"{c.mean_difference:+.4f}", interval, *values

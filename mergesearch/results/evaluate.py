@@ -5,6 +5,7 @@ This is the only code that reads a test split, and every reading of a study's te
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.collection import Collection
+from mergesearch.evaluation.encoder import Encoder
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.tables import ranx_per_query
 from mergesearch.recipe import MergeRecipe
@@ -27,7 +30,8 @@ from mergesearch.results.rival_models import RIVAL, with_rivals
 from mergesearch.results.tested import USUAL, PairedTest, Reported, paired_tests, shown_p
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import UNIFORM_AVERAGE, Study
+from mergesearch.study import UNIFORM_AVERAGE, Prompts, Study
+from mergesearch.study_prompts import searched_prompts
 from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 
@@ -74,6 +78,8 @@ class Evaluation:
     tests: tuple[PairedTest, ...] = ()
     notes: tuple[str, ...] = field(default=())
     reported: Reported = USUAL
+    pseudo: tuple[str, ...] = ()
+    """The collections whose queries are pseudo-queries."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -82,6 +88,7 @@ class Evaluation:
             "models": [m.to_dict() for m in self.models],
             "tests": [t.to_dict() for t in self.tests],
             "notes": list(self.notes),
+            "pseudo_queries": list(self.pseudo),
         }
 
     def tables(self) -> list[Table]:
@@ -93,7 +100,8 @@ class Evaluation:
             means = {m.label: m.means[name] for m in self.models}
             metrics = self.reported.shown(scores.metric)
             rows: list[tuple[Any, ...]] = [(label, *(f"{of[k]:.4f}" for k in metrics)) for label, of in means.items()]
-            tables.append((f"{name}, {self.split} split, {n} queries{selection}", ["model", *metrics], rows))
+            queries = PSEUDO if name in self.pseudo else "queries"
+            tables.append((f"{name}, {self.split} split, {n} {queries}{selection}", ["model", *metrics], rows))
             corrected = f"p (t, {self.reported.correction.capitalize()})"
             for metric in self.reported.tested(scores.metric):
                 found = [t for t in self.tests if (t.collection, t.metric) == (name, metric)]
@@ -150,14 +158,16 @@ def evaluate_study(
     """
     check_unchanged(study, store)
     choice = choose(study, store)
+    chosen = store.recipe(choice.number)
     beside = with_rivals(study, rivals)
-    recipes = _recipes(study)
-    recipes |= {f"{name}{RIVAL}": beside.source_alone(name) for name in rivals}
+    recipes = _recipes(study, chosen.prompts)
+    recipes |= {f"{name}{RIVAL}": beside.source_alone(name, chosen.prompts) for name in rivals}
     recipes |= {f"trial {number}": _recorded(store, number) for number in trials if number != choice.number}
     if choice.best_number != choice.number:
         recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
-    recipes[f"{CHOSEN}{choice.number})"] = store.recipe(choice.number)
-    evaluator = TrialEvaluator(replace(beside.unmerged_spec(), collections=_specs(study, split), racing=None))
+    recipes[f"{CHOSEN}{choice.number})"] = chosen
+    specs = _specs(study, split)
+    evaluator = TrialEvaluator(replace(beside.unmerged_spec(), collections=specs, racing=None))
     evaluator.retrieval.depth = max(evaluator.retrieval.depth, reported.depth)
     scored, weights = _score(evaluator, recipes, progress)
     collections = [p.source.collection for p in evaluator.retrieval.collections]
@@ -165,7 +175,7 @@ def evaluate_study(
     models = tuple(_model(label, result, qrels, reported) for label, result in scored.items())
     if split == "dev":
         note = "these queries were searched on: the scores are selection scores, not an estimate, and nothing is tested"
-        return Evaluation(split, models, (), (note,), reported)
+        return Evaluation(split, models, (), (note,), reported, _pseudo(specs))
     for label, result in scored.items():
         fingerprint = recipes[label].fingerprint
         store.record_test_reading(
@@ -176,7 +186,8 @@ def evaluate_study(
     notes = [*_overlaps(study, collections), *_pools(collections), *_readings(store)]
     if same:
         notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
-    return Evaluation(split, models, _tests(models[-1], others, reported), tuple(notes), reported)
+    notes += [f"queries of {name} are {PSEUDO}: no user asked them, and nobody judged them" for name in _pseudo(specs)]
+    return Evaluation(split, models, _tests(models[-1], others, reported), tuple(notes), reported, _pseudo(specs))
 
 
 def evaluate_folder(
@@ -211,7 +222,7 @@ def evaluate_folder(
     if study is not None:
         spec = study.evaluator_spec()
         gpus = spec.gpus
-        specs, settings = _specs(study, split), spec.evaluation
+        specs, settings = _without_lists(study, _specs(study, split)), spec.evaluation
         torch.set_num_threads(spec.threads)
     else:
         assert beir is not None
@@ -219,6 +230,7 @@ def evaluate_folder(
         settings = EvaluationSettings(device="cuda" if torch.cuda.is_available() else "cpu")
     trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
     encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
+    specs = tuple(replace(c, prompts=_of_folder(c, encoder)) for c in specs)
     retrieval = build_retrieval(encoder, specs, settings)
     retrieval.depth = max(retrieval.depth, reported.depth)
     result = retrieval.evaluate(progress, keep_runs=True)
@@ -228,7 +240,8 @@ def evaluate_folder(
         store.record_test_reading(result.collections, subject=label, split=split, command=f"{COMMAND} folder")
         notes += _readings(store)
     qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
-    return Evaluation(split, (_model(label, result, qrels, reported),), (), tuple(notes), reported)
+    model = _model(label, result, qrels, reported)
+    return Evaluation(split, (model,), (), tuple(notes), reported, _pseudo(specs))
 
 
 def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
@@ -237,10 +250,29 @@ def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
     return specs if split in ("dev", "test") else tuple(replace(c, split=split) for c in specs)
 
 
+def _pseudo(specs: Iterable[CollectionSpec]) -> tuple[str, ...]:
+    return tuple(c.name for c in specs if c.pseudo_queries)
+
+
+def _without_lists(study: Study, specs: tuple[CollectionSpec, ...]) -> tuple[CollectionSpec, ...]:
+    """The collections without the prompts that are searched: another model has its own."""
+    searched = searched_prompts(study.parsed.content.evaluation)
+    return tuple(
+        replace(c, choices={}, prompts={k: None if k in searched[c.name] else p for k, p in c.prompts.items()})
+        for c in specs
+    )
+
+
+def _of_folder(spec: CollectionSpec, encoder: Encoder) -> dict[str, str | None]:
+    """What is put before a collection's texts: what is given, or what the folder's files have for this collection."""
+    own = encoder.model.prompts
+    return {k: own.get(f"{k}.{spec.name}") if p is None else p for k, p in spec.prompts.items()}
+
+
 def _score(
     evaluator: TrialEvaluator, recipes: Mapping[str, MergeRecipe], progress: BatchProgress | None
 ) -> tuple[dict[str, TrialResult], dict[str, str]]:
-    """Results by label, and fingerprints of the weights; weights that come again are not encoded again."""
+    """Results by label, and fingerprints of the weights and prompts; what comes again is not encoded again."""
     scored: dict[str, TrialResult] = {}
     weights: dict[str, str] = {}
     known: dict[str, TrialResult] = {}
@@ -253,7 +285,7 @@ def _score(
                 progress(before + done, len(recipes) * n_batches)
 
         evaluator.merger.apply(recipe)
-        weights[label] = evaluator.merger.fingerprint()
+        weights[label] = f"{evaluator.merger.fingerprint()} {json.dumps(recipe.prompts, sort_keys=True)}"
         if weights[label] not in known:
             known[weights[label]] = evaluator.evaluate(recipe, on_batch, keep_runs=True)
         else:
@@ -262,12 +294,20 @@ def _score(
     return scored, weights
 
 
-def _recipes(study: Study) -> dict[str, MergeRecipe]:
-    """What every choice has to be compared with."""
+def _recipes(study: Study, prompts: Prompts) -> dict[str, MergeRecipe]:
+    """What every choice has to be compared with; sources alone with its prompts, too, so that merging gets its share.
+
+    Args:
+        study: the resolved study.
+        prompts: of the choice.
+    """
     recipes = {f"{source} alone": study.source_alone(source) for source in study.folders}
     even = study.uniform_average()
     if even is not None:
         recipes[UNIFORM_AVERAGE] = study.recipe_of(even)
+    if prompts != study.prompts_at():
+        for source in study.folders:
+            recipes[f"{source} with the chosen prompts, alone"] = study.source_alone(source, prompts)
     return recipes
 
 

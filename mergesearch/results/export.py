@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,20 @@ from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.loading import quiet_loading
 from mergesearch.evaluation.pipeline import RetrievalEvaluator
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import choose, scored_trials
 from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
 from mergesearch.results.licences import concerns
 from mergesearch.results.mergekit.writing import CONFIG_FILE, Configuration, mergekit_config
 from mergesearch.results.model_card import model_card
-from mergesearch.results.model_files import save_model, states_encoding, template_files
+from mergesearch.results.model_files import prompt_names, save_model, states_encoding, template_files
 from mergesearch.results.provenance import encoding_of, licences_of, made_on, provenance_of, settings_of
 from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.saved import EMBEDDING_TOLERANCE, check_libraries, open_saved, unusable_is_an_export_error
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.evaluator import build_retrieval, open_merger
-from mergesearch.workers.evaluator_spec import BatchProgress, EvaluatorSpec
+from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluatorSpec
 
 __all__ = ["EMBEDDING_TOLERANCE", "RECIPE_FILE", "SCORE_TOLERANCE", "Exported", "check_room", "export_merge"]
 
@@ -96,22 +97,38 @@ def export_merge(
     fingerprint = merger.fingerprint()
     del merger  # the sources are needed no more
     with made_whole(out, force=force) as partial:
-        check_room(partial, size_of(encoder, template))
-        with writing(out), quiet_loading():
-            save_model(encoder, template, partial)
-        overridden = not states_encoding(encoder, template)
+        overridden = save_merged(encoder, template, partial, out, recipe)
         del encoder
         with unusable_is_an_export_error():
-            rescored, encoder = _check_saved(partial, spec, fingerprint, recorded, progress)
+            saved = replace(spec, collections=_with_saved_prompts(spec, recipe))
+            rescored, encoder = _check_saved(partial, saved, fingerprint, recorded, progress)
         provenance = provenance_of(study, store, number, recipe, recorded, rescored, choice)
-        provenance["encoding"] = encoding_of(encoder, study, overridden=overridden)
+        provenance["encoding"] = encoding_of(encoder, study, recipe, overridden=overridden)
         provenance |= {"settings": settings_of(spec), "weights": fingerprint, "made_on": made_on(spec)}
         said = mergekit_config(recipe, study.layout, study.checkpoints, {**study.folders, **study.adapters})
         with writing(out):
             write_own_files(partial, provenance, said)
-    metric = study.parsed.content.evaluation.metric
     warnings = tuple(concerns(licences_of(provenance)))
-    return Exported(out, number, metric, recorded.value, rescored.value, warnings)
+    return Exported(out, number, study.metric, recorded.value, rescored.value, warnings)
+
+
+def save_merged(encoder: Encoder, template: Path, partial: Path, out: Path, recipe: MergeRecipe) -> bool:
+    """Write a merged model; whether its folder has to say otherwise than the template's how texts become vectors.
+
+    Args:
+        encoder: the model in memory.
+        template: where its other files are taken from.
+        partial: the folder to write.
+        out: what it is to be called, for people.
+        recipe: whose prompts the folder is to have.
+
+    Raises:
+        ExportError: the disk is full, or cannot be written.
+    """
+    check_room(partial, size_of(encoder, template))
+    with writing(out), quiet_loading():
+        save_model(encoder, template, partial, prompt_names(recipe.prompts))
+    return not states_encoding(encoder, template)
 
 
 def write_own_files(folder: Path, provenance: Mapping[str, Any], said: Configuration) -> None:
@@ -152,6 +169,15 @@ def _recorded(store: StudyStore, number: int) -> TrialResult:
         scored = ", ".join(str(t.number) for t in scored_trials(store)[:20]) or "none"
         raise ExportError(f"trial {number} has no score; trials with scores (see `mergesearch status`): {scored}")
     return result
+
+
+def _with_saved_prompts(spec: EvaluatorSpec, recipe: MergeRecipe) -> tuple[CollectionSpec, ...]:
+    """The collections with a recipe's prompts; those that the saved files are to put before texts are left to them."""
+    names, found = prompt_names(recipe.prompts), []
+    for c in spec.collections:
+        prompts = {**c.prompts, **recipe.prompts.get(c.name, {})}
+        found.append(replace(c, choices={}, prompts={k: None if k in names else p for k, p in prompts.items()}))
+    return tuple(found)
 
 
 def _check_saved(

@@ -10,7 +10,7 @@ from mergesearch.errors import StorageError
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.listener import Listener
 from mergesearch.results.notes import study_note, trial_notes
-from mergesearch.results.view import read_view
+from mergesearch.results.view import StudyView, read_view
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.surrogate.report import ScreeningReport
@@ -28,6 +28,9 @@ class Keeper(Listener):
 
     Several coordinators of a study may each have one; what the last one wrote stands.
 
+    In a `with` statement what is new is kept at the end, too, however that comes about; but not when the database is
+    what failed.
+
     Args:
         study: the resolved study.
         store: its records, driven by this process.
@@ -38,6 +41,13 @@ class Keeper(Listener):
         self._report: ScreeningReport | None = None
         self._news = False
         self._next = time.monotonic() + EVERY_SECONDS
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, StorageError):
+            self.keep()
 
     def screened(self, report: ScreeningReport) -> None:
         """Drawn with the next figures."""
@@ -80,7 +90,7 @@ class Keeper(Listener):
         if time.monotonic() >= self._next:
             self.keep()
 
-    def _figures(self, view: Any) -> dict[str, Any]:
+    def _figures(self, view: StudyView) -> dict[str, Any]:
         from mergesearch.results.figures import FIGURES  # plotly takes a second to import
         from mergesearch.results.figures.predicted_landscape import NAME, predicted_landscape
 

@@ -12,8 +12,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.recipe import MergeRecipe
+from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.licences import common, concerns
+from mergesearch.results.model_files import prompt_names
 from mergesearch.results.provenance import licences_of
 from mergesearch.sources.layout import span
 
@@ -71,7 +74,7 @@ _SCORES = """
 |---|---|---|---|---|---|
 {rows}
 
-Scores on the dev split are selection scores: the coefficients were chosen on those queries.
+Scores on the dev split are selection scores: the coefficients were chosen on those queries.{pseudo}
 {luck}
 """
 
@@ -94,15 +97,19 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sources=", ".join(f"`{s.location}`" for s in recipe.sources),
         method=recipe.method,
         origin="searched" if dev else "given",
-        encoding=_encoding(provenance["encoding"], scored=bool(dev)),
-        rows="\n".join(_row(g.name, span(g.places), _coefficients(g.copy_from, g.coefficients)) for g in recipe.groups),
+        encoding="\n".join([*_prompts(recipe), _encoding(provenance["encoding"], scored=bool(dev))]),
+        rows="\n".join(
+            _row(g.name, span(g.places), ", ".join(coefficient_words(recipe, g, digits=6))) for g in recipe.groups
+        ),
         fingerprint=recipe.fingerprint,
         version=version.get("mergesearch", ""),
         weights=provenance["weights"],
         versions=", ".join(f"{name} {version[name]}" for name in named if name in version),
         mergekit=_mergekit(provenance.get("mergekit")),
         licences=_licences(provenance),
-        scores=_SCORES.format(rows="\n".join(_scores(provenance)), luck=_luck(dev)) if dev else "",
+        scores=_SCORES.format(rows="\n".join(_scores(provenance)), pseudo=_pseudo(provenance), luck=_luck(dev))
+        if dev
+        else "",
     )
     return str(ModelCard(text))
 
@@ -126,6 +133,7 @@ def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardDa
             metric_value=round(r["score"], 5),
         )
         for r in provenance.get("test", ())
+        if not r.get("pseudo_queries")  # what the hub compares is on judged queries
     ]
     return ModelCardData(
         base_model=hub_ids or None,
@@ -139,6 +147,17 @@ def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardDa
         model_name=_name(provenance) if results else None,
         eval_results=results or None,
     )
+
+
+def _prompts(recipe: MergeRecipe) -> list[str]:
+    """What the folder's own files put before texts because the search picked it."""
+    lines = []
+    for name, text in prompt_names(recipe.prompts).items():
+        kind = name.partition(".")[0]
+        how = f"`encode_{name}` puts it there" if name == kind else f'pass `prompt_name="{name}"`'
+        shown = json.dumps(text, ensure_ascii=False)
+        lines.append(f"Before every {kind} stands {shown}, the prompt that the merge was scored with: {how}.")
+    return lines
 
 
 def _encoding(encoding: Mapping[str, Any], *, scored: bool) -> str:
@@ -171,18 +190,6 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _coefficients(copy_from: str | None, coefficients: Mapping[str, Any]) -> str:
-    if copy_from is not None:
-        return f"copied from {copy_from}"
-    parts = []
-    for name, value in coefficients.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}[{source}] = {number:.6g}" for source, number in value.items()]
-        else:
-            parts.append(f"{name} = {value:.6g}")
-    return ", ".join(parts)
-
-
 def _mergekit(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
@@ -199,6 +206,16 @@ def _licences(provenance: Mapping[str, Any]) -> str:
     lines = [f"- {source}: {licence.described if licence else 'not known'}" for source, licence in found.items()]
     settled = "; ".join(concerns(found))
     return "\n".join([*lines, *(["", f"{settled[0].upper()}{settled[1:]}."] if settled else [])])
+
+
+def _pseudo(provenance: Mapping[str, Any]) -> str:
+    scores = [*provenance["dev"]["collections"].values(), *provenance["test"]]
+    if not any(c.get("pseudo_queries") for c in scores):
+        return ""
+    return (
+        f"\nScores on {PSEUDO} say how well documents are found by words of their own or of a language model: no user "
+        "asked these queries, and nobody judged them."
+    )
 
 
 def _luck(dev: Mapping[str, Any]) -> str:
@@ -220,10 +237,14 @@ def _luck(dev: Mapping[str, Any]) -> str:
 
 def _scores(provenance: Mapping[str, Any]) -> list[str]:
     rows = [
-        _row("dev", name, "this merge", c["metric"], f"{c['score']:.4f}", c["queries"])
+        _row("dev", name, "this merge", c["metric"], f"{c['score']:.4f}", _queries(c))
         for name, c in provenance["dev"]["collections"].items()
     ]
     for r in provenance["test"]:
         for model, score in {"this merge": r["score"], **r.get("others", {})}.items():
-            rows.append(_row(r["split"], r["collection"], model, r["metric"], f"{score:.4f}", r["queries"]))
+            rows.append(_row(r["split"], r["collection"], model, r["metric"], f"{score:.4f}", _queries(r)))
     return rows
+
+
+def _queries(scores: Mapping[str, Any]) -> str:
+    return f"{scores['queries']} {PSEUDO}" if scores.get("pseudo_queries") else str(scores["queries"])

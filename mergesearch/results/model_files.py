@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.encoder import Encoder
-from mergesearch.evaluation.settings import Choices, resolve
+from mergesearch.evaluation.settings import KINDS, Choices, resolve
 
 MODULES_FILE = "modules.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
 MAX_SHARD = "5GB"
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".gguf"})
 _OWN_FILES = frozenset({"config.json", "README.md", "mergesearch.json", "mergekit_config.yml"})
@@ -21,7 +22,7 @@ _OF_A_TRAINING = frozenset({"mergesearch_training.json", "trainer_state.json"})
 _TOKENIZER_FOLDERS = (PurePath("additional_chat_templates"),)
 
 
-def save_model(encoder: Encoder, template: Path, folder: Path) -> None:
+def save_model(encoder: Encoder, template: Path, folder: Path, prompts: Mapping[str, str] | None = None) -> None:
     """Write the model as it is in memory, loadable by sentence-transformers and transformers.
 
     The template's tokenizer and sentence-transformers files are copied byte for byte. Only where the study pools or
@@ -32,6 +33,7 @@ def save_model(encoder: Encoder, template: Path, folder: Path) -> None:
         encoder: weights, configuration and modules.
         template: the folder it was loaded from.
         folder: an empty folder.
+        prompts: by name, put beside the template's own, or in their place.
 
     Raises:
         OSError, SafetensorError: the files cannot be written.
@@ -44,6 +46,23 @@ def save_model(encoder: Encoder, template: Path, folder: Path) -> None:
         shutil.copyfile(template / relative, folder / relative)
     if not as_stated:
         _write_modules(encoder, folder)
+    if prompts:
+        stated = _stated(folder)
+        _write_json(folder / SETTINGS_FILE, {**stated, "prompts": {**stated.get("prompts", {}), **prompts}})
+
+
+def prompt_names(prompts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What a model's files call the prompts of a recipe.
+
+    `query` and `document`, which sentence-transformers takes by itself, where they are those of all collections, and
+    `query.COLLECTION` where collections differ.
+    """
+    found: dict[str, str] = {}
+    for kind in KINDS:
+        texts = {name: given.get(kind) for name, given in prompts.items()}
+        alike = len(set(texts.values())) == 1
+        found |= {kind if alike else f"{kind}.{name}": text for name, text in texts.items() if text is not None}
+    return found
 
 
 def states_encoding(encoder: Encoder, template: Path) -> bool:
@@ -106,9 +125,14 @@ def _write_modules(encoder: Encoder, folder: Path) -> None:
         kind = f"sentence_transformers.models.{name}"
         listing.append({"idx": index, "name": str(index), "path": path, "type": kind})
     _write_json(folder / MODULES_FILE, listing)
-    settings = folder / "config_sentence_transformers.json"
-    stated = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    _write_json(settings, {**stated, "similarity_fn_name": encoder.settings.similarity})
+    _write_json(folder / SETTINGS_FILE, {**_stated(folder), "similarity_fn_name": encoder.settings.similarity})
+
+
+def _stated(folder: Path) -> dict[str, Any]:
+    """What a folder's file says of the model as a whole."""
+    file = folder / SETTINGS_FILE
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import luck_in
+from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.sources.layout import span
 
@@ -77,31 +77,20 @@ def trial_notes(view: StudyView) -> dict[int, str]:
     return {n: _trial_note(view, t, ranks.get(n, 0), len(ranked)) for n, t in notable.items()}
 
 
-def recipe_table(view: StudyView, recipe: MergeRecipe) -> str:
+def recipe_table(recipe: MergeRecipe) -> str:
     """The groups of a recipe with what they cover and their coefficients, as a Markdown table."""
     rows = [
         [code(group.name), escape(span(group.places)), escape(words)]
         for group in recipe.groups
-        for words in coefficient_words(view, recipe, group.coefficients, group.copy_from)
+        for words in coefficient_words(recipe, group)
     ]
     more = f"\n\n… and {len(rows) - MOST_GROUPS} more rows" if len(rows) > MOST_GROUPS else ""
-    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more
-
-
-def coefficient_words(
-    view: StudyView, recipe: MergeRecipe, coefficients: Mapping[str, float | Mapping[str, float]], copied: str | None
-) -> list[str]:
-    """Each coefficient of a group in words."""
-    found = [f"copied from {copied}"] if copied is not None else []
-    method = view.study.method
-    for name, value in coefficients.items():
-        if isinstance(value, Mapping):
-            found.append(", ".join(f"{name}[{s}] = {v:.4g}" for s, v in value.items()))
-        elif method.coefficients[name].names_sources:
-            found.append(f"{name} = {method.sources_of(recipe)[round(value)]}")
-        else:
-            found.append(f"{name} = {value:.4g}")
-    return found
+    prompts = "".join(
+        f"\n\n{escape(collection)}: before every {kind} stands {code(text) or 'nothing'}"
+        for collection, given in recipe.prompts.items()
+        for kind, text in given.items()
+    )
+    return _table(["group", "covers", "coefficients"], rows[:MOST_GROUPS]) + more + prompts
 
 
 def code(text: str) -> str:
@@ -126,7 +115,7 @@ def _best(view: StudyView) -> str:
         return "### Best so far\n\nNo trial has a score yet."
     lines = "\n".join(f"- {escape(line)}" for line in choice.describe().splitlines())
     fingerprint = code(chosen.recipe.fingerprint[:HASH_CHARACTERS])
-    return f"### Best so far\n\n{lines}\n\nRecipe {fingerprint}:\n\n{recipe_table(view, chosen.recipe)}"
+    return f"### Best so far\n\n{lines}\n\nRecipe {fingerprint}:\n\n{recipe_table(chosen.recipe)}"
 
 
 def _dimensions(view: StudyView) -> str:
@@ -165,7 +154,7 @@ def _trial_note(view: StudyView, trial: TrialView, rank: int, count: int) -> str
         f"{' and '.join(why).capitalize()}: {view.metric} {luck_in(trial.value, optimism)}.",
         _table(["against", "its dev score", "difference"], rows) if rows else "",
         f"Recipe {code(trial.recipe.fingerprint[:HASH_CHARACTERS])}:",
-        recipe_table(view, trial.recipe),
+        recipe_table(trial.recipe),
     ]
     return "\n\n".join(part for part in parts if part)
 

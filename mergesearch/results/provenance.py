@@ -48,6 +48,9 @@ def provenance_of(
         for r in store.test_readings()
         if r.fingerprint == recipe.fingerprint and not _searched_on(study, r)
     }
+    pseudo, pseudo_test = (
+        {c.name for c in study.collection_specs(test=test) if c.pseudo_queries} for test in (False, True)
+    )
     pooled = {c.name for c in study.parsed.content.evaluation.collections if c.pool is not None}
     datasets = {c.name: _hub_dataset(c, study.parsed.folder) for c in study.parsed.content.evaluation.collections}
     return {
@@ -71,6 +74,7 @@ def provenance_of(
                     "queries": len(c.query_ids),
                     "weight": c.weight,
                     "pool": c.collection in pooled,
+                    "pseudo_queries": c.collection in pseudo,
                 }
                 for c, again in zip(recorded.collections, rescored.collections, strict=True)
             },
@@ -83,6 +87,7 @@ def provenance_of(
                 "metric": r.scores.metric,
                 "score": r.scores.mean,
                 "queries": len(r.scores.query_ids),
+                "pseudo_queries": r.scores.collection in pseudo_test,
                 "at": r.at.isoformat(),
                 "others": _others(r, store.test_readings()),
             }
@@ -146,10 +151,12 @@ def licences_of(provenance: Mapping[str, Any]) -> dict[str, Licence | None]:
     return found
 
 
-def encoding_of(encoder: Encoder, study: Study, *, overridden: bool) -> dict[str, Any]:
+def encoding_of(encoder: Encoder, study: Study, recipe: MergeRecipe, *, overridden: bool) -> dict[str, Any]:
     """How texts were encoded for the scores, and whether that is not what the template's files say."""
     lengths = study.parsed.content.evaluation.max_length
-    given = {c.name: {k: p for k, p in c.prompts.items() if p is not None} for c in study.collection_specs()}
+    given: dict[str, dict[str, str]] = {}
+    if not recipe.prompts:  # else the model's files hold them
+        given = {c.name: {k: p for k, p in c.prompts.items() if p is not None} for c in study.collection_specs()}
     settings = encoding_settings(encoder, overridden=overridden)
     cut = {"query": lengths.query, "document": lengths.document}
     return {

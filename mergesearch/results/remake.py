@@ -17,14 +17,12 @@ from typing import Any
 import torch
 
 from mergesearch.errors import ExportError, MergesearchError, unknown
-from mergesearch.evaluation.loading import quiet_loading
 from mergesearch.merging.registry import get_method
 from mergesearch.recipe import MergeRecipe
-from mergesearch.results.export import check_room, size_of, write_own_files
+from mergesearch.results.export import save_merged, write_own_files
 from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
 from mergesearch.results.licences import concerns
 from mergesearch.results.mergekit.writing import mergekit_config
-from mergesearch.results.model_files import save_model, states_encoding
 from mergesearch.results.provenance import FORMAT, SETTINGS, encoding_settings, licences_of, made_on, now, settings_of
 from mergesearch.results.provenance import sources_of as describe_sources
 from mergesearch.results.saved import check_libraries, open_saved, unusable_is_an_export_error
@@ -105,10 +103,7 @@ def merge_recipe(
     del merger
     _check_same(found, fingerprint, spec)
     with made_whole(out, force=force) as partial:
-        check_room(partial, size_of(encoder, template))
-        with writing(out), quiet_loading():
-            save_model(encoder, template, partial)
-        overridden = not states_encoding(encoder, template)
+        overridden = save_merged(encoder, template, partial, out, recipe)
         del encoder
         with unusable_is_an_export_error():
             encoder = open_saved(partial, spec, fingerprint)

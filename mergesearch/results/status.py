@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
 from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.store import StudyStore
@@ -20,7 +20,8 @@ class TrialLine:
     A trial without an end is `running`, or `orphaned` where whoever drove it is gone: the next run takes it over.
 
     `seconds` and the tokens are None when nothing was evaluated, `predicted` is None where nothing was predicted. A
-    trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value.
+    trial that was stopped has no `value` but an `estimate` of it: its running mean compares with no value. One that
+    another study evaluated says in `imported` which trial of which study it was.
     """
 
     number: int
@@ -35,6 +36,7 @@ class TrialLine:
     worker: str | None
     failure: str | None
     gpu_seconds: float
+    imported: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Status:
         wanted: what all coordinators are told to do: `run`, `pause`, `drain` or `stop`.
         coordinators: who drives the study now.
         gpu_hours_granted: by the study file, None for any number.
+        on_queries: what dev scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     study: str
@@ -59,6 +62,7 @@ class Status:
     wanted: str = "run"
     coordinators: tuple[CoordinatorState, ...] = ()
     gpu_hours_granted: float | None = None
+    on_queries: str = ""
 
     def count(self, state: str) -> int:
         """How many trials are in a state."""
@@ -85,6 +89,8 @@ class Status:
         """One line for people."""
         states = ("complete", "running", "orphaned", "pruned", "fail")
         counts = ", ".join(f"{self.count(s)} {s}" for s in states if self.count(s))
+        if imported := sum(t.imported is not None for t in self.trials):
+            counts += f" ({imported} imported)"
         tokens = sum(t.tokens or 0 for t in self.trials)
         layers = [(t.tokens, t.layer_tokens) for t in self.trials if t.tokens and t.layer_tokens]
         most = max((run / n for n, run in layers), default=0)  # the first trial of a worker runs all layers
@@ -94,7 +100,8 @@ class Status:
         best = next((t for t in self.trials if t.number == self.best), None)
         ending = ""
         if best is not None and best.value is not None:
-            ending = f"; highest: trial {best.number}, dev score {luck_in(best.value, self.best_optimism)}"
+            score = luck_in(best.value, self.best_optimism, self.on_queries)
+            ending = f"; highest: trial {best.number}, dev score {score}"
         off = "" if self.prediction_error is None else f"; predictions were {self.prediction_error:.4f} off on average"
         held = f"; {self.gpu_hours:.3g} GPU-hours" if self.gpu_hours else ""
         held += f" of {self.gpu_hours_granted:g}" if held and self.gpu_hours_granted is not None else ""
@@ -152,6 +159,7 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
                 worker=attrs.get("worker"),
                 failure=attrs.get("failure"),
                 gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
+                imported=attrs.get(IMPORTED_ATTR),
             )
         )
     scored = [t for t in lines if t.value is not None]
@@ -164,4 +172,5 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
         wanted=store.wants(),
         coordinators=tuple(alive.values()),
         gpu_hours_granted=gpu_hours,
+        on_queries=store.record.on_queries,
     )

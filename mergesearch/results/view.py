@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
+from mergesearch.results.distance import Distances
 from mergesearch.search.importance import importances
 from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
@@ -43,6 +45,7 @@ class TrialView:
         failure: why it has no score.
         anchor: it was enqueued (a source alone, the uniform average, a given point), and no strategy proposed it.
         strategy: which one proposed it; empty for anchors.
+        imported: which trial of which other study it was that was evaluated; empty for those of this study.
     """
 
     number: int
@@ -65,6 +68,7 @@ class TrialView:
     failure: str | None
     anchor: bool = False
     strategy: str = ""
+    imported: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class StudyView:
 
     @property
     def metric(self) -> str:
-        """For example `ndcg@10`."""
-        return self.study.parsed.content.evaluation.metric
+        """For example `ndcg@10`, or `ndcg@10 on pseudo-queries`."""
+        return self.study.metric
 
     @cached_property
     def scored(self) -> tuple[TrialView, ...]:
@@ -113,9 +117,19 @@ class StudyView:
 
     @cached_property
     def sources(self) -> Mapping[str, TrialView]:
-        """The scored trials of sources alone, as the study's space can give them, by source."""
-        study = self.study
-        return self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        """The scored trials of sources alone, by source.
+
+        As the study's space gives them; and the best source alone that `choose` found among the merges, where other
+        coefficients than those give it, too.
+        """
+        study, choice = self.study, self.choice
+        found = self._of({s: study.recipe_of(c) for s, c in study.sources_alone().items()})
+        if choice is not None and choice.source_number is not None:
+            best = self._numbered(choice.source_number)
+            name = None if best.recipe is None else Distances(study).nearest(best.recipe)[1]
+            if name is not None:
+                found.setdefault(name, best)
+        return found
 
     @cached_property
     def uniform(self) -> TrialView | None:
@@ -141,15 +155,20 @@ class StudyView:
         """Share of each searched coefficient in the variance of scores, see `search.importance`."""
         return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
 
-    def best_so_far(self, trials: Iterable[TrialView] | None = None) -> list[tuple[TrialView, float]]:
+    def best_so_far(self) -> list[tuple[TrialView, float]]:
         """Trials with a value in the order in which they ended, each with the highest value until then."""
         found, best = [], float("-inf")
-        scored = [t for t in (self.trials if trials is None else trials) if t.value is not None and t.ended is not None]
-        for t in sorted(scored, key=lambda t: (t.ended, t.number)):
-            assert t.value is not None
-            best = max(best, t.value)
-            found.append((t, best))
+        for t in _as_ended(self.trials):
+            if t.value is not None:
+                best = max(best, t.value)
+                found.append((t, best))
         return found
+
+    @cached_property
+    def tokens_by_then(self) -> Mapping[int, int]:
+        """By number, the tokens that all trials took which had ended when this one did, whatever became of them."""
+        ended = _as_ended(self.trials)
+        return dict(zip((t.number for t in ended), accumulate(t.tokens for t in ended), strict=True))
 
     def _numbered(self, number: int) -> TrialView:
         return next(t for t in self.trials if t.number == number)
@@ -157,6 +176,10 @@ class StudyView:
     def _of(self, recipes: Mapping[str, MergeRecipe]) -> dict[str, TrialView]:
         scored = {t.fingerprint: t for t in self.scored}
         return {name: scored[r.fingerprint] for name, r in recipes.items() if r.fingerprint in scored}
+
+
+def _as_ended(trials: Iterable[TrialView]) -> list[TrialView]:
+    return sorted((t for t in trials if t.ended is not None), key=lambda t: (t.ended, t.number))
 
 
 def read_view(study: Study, store: StudyReader) -> StudyView:
@@ -195,6 +218,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 failure=attrs.get("failure"),
                 anchor="anchor" in attrs,
                 strategy=str(proposal_attrs(t).get("strategy", "")),
+                imported=str(attrs.get(IMPORTED_ATTR, "")),
             )
         )
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from mergesearch.evaluation.result import GPU_SECONDS_ATTR
+from mergesearch.evaluation.result import GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism
 from mergesearch.results.pace import Ended, Pace, pace
 from mergesearch.search.strategy import SOURCE_ATTR
@@ -66,6 +66,7 @@ class Snapshot:
         workers: those that have a trial, and those that had one lately, by name.
         coordinators: the processes that drive the study now.
         wanted: what they are told to do: `run`, `pause`, `drain` or `stop`.
+        on_queries: what dev scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     study: str
@@ -84,6 +85,7 @@ class Snapshot:
     workers: tuple[WorkerState, ...]
     coordinators: tuple[CoordinatorState, ...]
     wanted: str
+    on_queries: str = ""
 
     @property
     def over(self) -> bool:
@@ -177,6 +179,7 @@ class Watch:
             workers=_workers(driven.values(), running),
             coordinators=coordinators,
             wanted=wanted,
+            on_queries=self._store.record.on_queries,
         )
         return replace(found, luck=self._luck_in(found))
 
@@ -191,7 +194,7 @@ class Watch:
                     label=str(attrs.get("label", "")),
                     value=t.value if state == "complete" else None,
                     mark=SOURCE_ATTR in attrs or attrs.get("anchor") == UNIFORM_AVERAGE,
-                    again="duplicate_of" in attrs,
+                    again="duplicate_of" in attrs or IMPORTED_ATTR in attrs,
                     tokens=attrs.get("tokens") or 0,
                     gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
                     start=t.datetime_start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,6 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 DIGITS = 12
 """Significant digits of a proposed number: enough for any merge, few enough to survive every database."""
+SHOWN_CHARACTERS = 48
+"""Of a text that is a choice."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Dimension:
         log: the range is searched on a logarithmic scale (never together with `step` or `values`).
         values: the values in ascending order, where they were listed one by one.
         names: of what the values number, from 0; people are shown these.
+        ordered: False for choices whose numbers say nothing about what they have in common, such as prompts.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Dimension:
     log: bool = False
     values: tuple[float, ...] | None = None
     names: tuple[str, ...] = ()
+    ordered: bool = True
 
     def __post_init__(self) -> None:
         ordered = math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high
@@ -87,16 +92,16 @@ class Dimension:
         """How Optuna records the parameter: its real values, as numbers wherever Optuna can express them."""
         if self.single:
             return FloatDistribution(self.low, self.low)
-        if self._by_rank:
+        if self._by_rank or not self.ordered:
             return CategoricalDistribution(self.values or ())
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step or self._even_step)
 
     @cached_property
     def _by_rank(self) -> bool:
-        return self.values is not None and self._even_step is None and not self.single
+        return self.values is not None and self._even_step is None and not self.single and self.ordered
 
     def sampling_distribution(self) -> BaseDistribution:
-        """How samplers see it: uneven values by rank, because a categorical would forget their order."""
+        """How samplers see it: uneven values by rank, because a categorical would forget an order that there is."""
         if self._by_rank:
             return IntDistribution(0, len(self.values or ()) - 1)
         return self.distribution()
@@ -155,18 +160,29 @@ class Dimension:
 
     def shown(self, value: float) -> str:
         """A value as people read it."""
-        return self.names[round(value)] if self.names else f"{value:.4g}"
+        if not self.names:
+            return f"{value:.4g}"
+        name = self.names[round(value)]
+        return name if self.ordered else _quoted(name, round(value))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         if self.values is not None:
-            return {"name": self.name, "values": list(self.values)}
+            named = {} if self.ordered else {"choices": list(self.names)}
+            return {"name": self.name, "values": list(self.values), **named}
         plain: dict[str, Any] = {"name": self.name, "low": self.low, "high": self.high}
         if self.step is not None:
             plain["step"] = self.step
         if self.log:
             plain["log"] = True
         return plain
+
+
+def _quoted(text: str, number: int) -> str:
+    """A text in quotes; of a long one the beginning, and its number, from 0, which tells it from others."""
+    if len(text) <= SHOWN_CHARACTERS:
+        return json.dumps(text, ensure_ascii=False)
+    return f"{json.dumps(text[:SHOWN_CHARACTERS].rstrip() + '…', ensure_ascii=False)} (no. {number})"
 
 
 def steps_fit(low: float, high: float, step: float) -> bool:

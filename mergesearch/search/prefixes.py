@@ -9,7 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mergesearch.search.prompts import of_documents
+
 if TYPE_CHECKING:
+    from mergesearch.search.dimension import Dimension
     from mergesearch.search.points import SearchSpace
     from mergesearch.search.strategy import Strategy
 
@@ -35,11 +38,17 @@ def useful_boundaries(strategy: Strategy, lowest: Mapping[str, float], n_layers:
 
 
 def lowest_layers(space: SearchSpace, lowest: Mapping[str, float]) -> dict[str, float]:
-    """The lowest layer that every dimension with a choice acts on, in their order; `lowest` as above."""
-    return {
-        d.name: min(lowest[group] for b in space.bindings if b.shares.get(d.name) for group in b.groups)
-        for d in space.free
-    }
+    """The lowest layer that every dimension with a choice acts on, in their order; `lowest` as above.
+
+    Prompts act on no layer, but another text before documents makes other documents. One before queries leaves all
+    hidden states of documents as they are: as if it acted above the last layer.
+    """
+
+    def acts_from(dimension: Dimension) -> float:
+        groups = [lowest[g] for b in space.bindings if b.shares.get(dimension.name) for g in b.groups]
+        return min(groups, default=-1 if of_documents(dimension) else math.inf)
+
+    return {d.name: acts_from(d) for d in space.free}
 
 
 def share_run(space: SearchSpace, lowest: Mapping[str, float], boundaries: tuple[int, ...], n_layers: int) -> float:

@@ -35,6 +35,7 @@ from mergesearch.errors import Problem, StudyFileError, unknown
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.gradients import knot_shares, knots_told_apart, mix, tidy
 from mergesearch.search.points import Binding, GroupCoefficients, Meaning, SearchSpace
+from mergesearch.search.prompts import around
 from mergesearch.search.ranges import Bounds, Range, is_range, read_range
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def build_space(
     template: str,
     config: Mapping[str, Any],
     base: str | None = None,
+    prompts: Sequence[Dimension] = (),
 ) -> SearchSpace:
     """The space that `merge.coefficients` of a study file describes.
 
@@ -62,13 +64,14 @@ def build_space(
         template: the source that a shorthand's value belongs to.
         config: plain Python values, as read from YAML.
         base: the source that task vectors are taken from.
+        prompts: dimensions that have no say in coefficients.
 
     Raises:
         StudyFileError: with every problem; places are relative to `merge.coefficients`.
     """
     builder = _Builder(method, tuple(sources), groups, template)
     builder.read(config)
-    space = builder.finish()
+    space = builder.finish(prompts)
     named = dict.fromkeys([*sources, *([] if base is None else [base])])
     alone = {s: method.coefficients_for_source(s, list(sources), base, template) for s in named}
     points = {s: space.locate(dict.fromkeys(groups, c)) for s, c in alone.items() if c is not None}
@@ -162,8 +165,8 @@ class _Builder:
                 hint = f", or write {' or '.join(instead)}" if instead else ""
                 self._problem(f"{method.name} needs it: give a number or a range{hint}", name)
 
-    def finish(self) -> SearchSpace:
-        if not self._uses and not self._problems:
+    def finish(self, prompts: Sequence[Dimension]) -> SearchSpace:
+        if not self._uses and not prompts and not self._problems:
             self._problem("there is nothing to search: give at least one {values: […]} or {low: …, high: …}")
         if self._problems:
             raise StudyFileError(self._problems)
@@ -187,7 +190,7 @@ class _Builder:
             for (group, coefficient, shares), named in self._cells.items()
         ]
         dimensions = (use.dimension for use in sorted(self._uses.values(), key=lambda use: use.rank))
-        return SearchSpace(tuple(dimensions), self._groups, constants, tuple(bindings), defaults)
+        return SearchSpace(around(prompts, dimensions), self._groups, constants, tuple(bindings), defaults)
 
     def _meaning(self, coefficient: str, sources: tuple[str, ...]) -> Meaning:
         if coefficient in self._method.shorthands:

@@ -84,6 +84,8 @@ class Strategy(ABC):
     """Whether it may stop before its budget or its `planned` points are used up."""
     exhausted_because: ClassVar[str] = "the search space is exhausted"
     """What people are told when there will be no further proposal."""
+    started: ClassVar[Mapping[str, Any]] = {}
+    """Options that have other defaults where a study starts from another one's trials."""
     needs_embeddings: ClassVar[bool] = False
     """Whether it predicts from the embeddings of evaluated merges, which workers then keep. It is given a
     `screener` before it is asked for a proposal."""

@@ -83,7 +83,7 @@ def make_groups(grouping: Grouping, layout: Layout) -> tuple[Group, ...]:
     problems = _rule_problems(grouping) + _division_problems(grouping, layout.n_layers)
     if problems:
         raise SourceError(problems)
-    segments = _segments(grouping, layout.n_layers)
+    segments = layers_of_segments(grouping, layout.n_layers)
     depths = {EMBEDDINGS: 0.0, FINAL_NORM: 1.0, POOLER: 1.0}
     places: dict[str, list[str]] = {EMBEDDINGS: []}
     for name, layers in segments.items():
@@ -105,8 +105,8 @@ def make_groups(grouping: Grouping, layout: Layout) -> tuple[Group, ...]:
     )
 
 
-def _segments(grouping: Grouping, n_layers: int) -> dict[str, list[int]]:
-    """Name to layers."""
+def layers_of_segments(grouping: Grouping, n_layers: int) -> dict[str, list[int]]:
+    """Name of every segment, or of every layer, to its layers, from 0; before they are divided by component."""
     if grouping.per_layer:
         return {f"layer_{i}": [i] for i in range(n_layers)}
     cuts = grouping.segments or 1 if grouping.boundaries is None else list(grouping.boundaries)

@@ -19,6 +19,7 @@ moment and the database still holds every trial exactly once, either running or 
     opening.py      finding, making, comparing and mending a study when it is opened
     reader.py       what can be read of a study
     driving.py      what a coordinator does to trials: begin, lease, take over, end
+    importing.py    what a study takes over from another one
     store.py        `StudyStore`: the one class that callers need
     listing.py      the studies of a database
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, load_only
 
@@ -103,7 +103,6 @@ class StudyDriver(StudyReader):
             StorageError: `logical_id` is taken by a trial of this coordinator of another recipe, a parameter does not
                 fit its distribution or those of earlier trials, or an attribute is too large.
         """
-        shown = {"recipe": recipe.fingerprint, **attributes.checked(attrs)}
         begun: list[tuple[int, tuple[int, int]]] = []  # number and keys, one per attempt of the transaction
         held_by, leases = self._member.id, 0 if worker is None else 1
 
@@ -112,33 +111,17 @@ class StudyDriver(StudyReader):
             if after is not None and trial.number != after + self._queued:
                 raise _OvertakenError
             write_new_trial(session, trial.trial_id, template)
-            row = TrialRow(
-                study_id=self._row.id,
-                logical_id=logical_id,
-                optuna_trial_id=trial.trial_id,
-                number=trial.number,
-                fingerprint=recipe.fingerprint,
-                recipe=recipe.to_dict(),
-                coordinator_id=held_by,
-                attempts=leases,
-                lease_epoch=leases,
-                lease_owner=None if worker is None else self._text(worker),
-                leased_at=None if worker is None else sa.func.now(),
-            )
+            row = self._new_row(trial, recipe, logical_id)
+            row.coordinator_id, row.attempts, row.lease_epoch = held_by, leases, leases
+            if worker is not None:
+                row.lease_owner, row.leased_at = self._text(worker), sa.func.now()
             session.add(row)
             session.flush()
             begun.append((trial.number, (row.id, trial.trial_id)))
 
         with self._driving():
             try:
-                template = optuna.trial.create_trial(
-                    state=TrialState.RUNNING,
-                    params=dict(params),
-                    distributions=dict(distributions),
-                    user_attrs=shown,
-                    system_attrs={opening.LOGICAL_ID_KEY: logical_id},
-                )
-                self._check_distributions(distributions)
+                template = self._template(params, distributions, recipe, attrs, logical_id)
                 bare = optuna.trial.create_trial(state=TrialState.RUNNING)
                 with joined(self._storage, "trials", write):
                     self._storage.create_new_trial(self._optuna_study_id, bare)
@@ -214,36 +197,12 @@ class StudyDriver(StudyReader):
         """
         value = scores.check(result)
         state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
-        worker, notes = self._text(result.worker), tuple(self._text(note) for note in result.notes)
-        shown = attributes.checked(
-            {
-                **attributes.costs(replace(result, worker=worker, notes=notes)),
-                **attributes.held(gpu_seconds),
-                **attributes.judged(judged, value),
-            }
-        )
-        looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
-
         with self._driving():
-            columns = [self._query_sets.columns(c) for c in result.collections]
-
-            def end(session: Session, row: TrialRow) -> None:
-                row.outcome, row.value = opening.OUTCOMES[state], value
-                row.seconds = {phase: float(s) for phase, s in result.seconds.items()}
-                row.tokens, row.worker, row.notes = int(result.tokens), worker, list(notes)
-                row.layer_tokens, row.embeddings = int(result.layer_tokens), result.embeddings or None
-                row.looks, row.estimate, row.stopped_by = looks or None, result.estimate, result.stopped_by
-                for position, (column, given) in enumerate(zip(columns, result.collections, strict=True)):
-                    packed = scores.pack_looks(given.looks)
-                    session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))
-                write_trial_attributes(session, row.optuna_trial_id, shown)
-                if judged.excess:
-                    write_constraints(session, row.optuna_trial_id, list(judged.excess.values()))
-                write_intermediate_values(session, row.optuna_trial_id, [look.mean for look in result.looks])
-
+            result = self._presentable(result)
+            end = self._scored_end(result, judged, gpu_seconds)
             told = self._end(number, state, value, end, epoch, list(judged.objectives.values()))
             if told is Told.LATE:
-                self._keep_aside(number, epoch, worker, value, "result")
+                self._keep_aside(number, epoch, result.worker, value, "result")
             return told
 
     @patient
@@ -273,6 +232,67 @@ class StudyDriver(StudyReader):
         with self._guarded():
             assert self._member
             yield
+
+    def _presentable(self, result: TrialResult) -> TrialResult:
+        """A result with texts that may be stored."""
+        notes = tuple(self._text(note) for note in result.notes)
+        return replace(result, worker=self._text(result.worker), notes=notes)
+
+    def _scored_end(
+        self, result: TrialResult, judged: Judgement, gpu_seconds: float = 0.0
+    ) -> Callable[[Session, TrialRow], None]:
+        """What writes a result that was checked, inside the transaction that ends its trial."""
+        state = TrialState.PRUNED if result.stopped else TrialState.COMPLETE
+        costs, held = attributes.costs(result), attributes.held(gpu_seconds)
+        shown = attributes.checked({**costs, **held, **attributes.judged(judged, result.value)})
+        looks = [[look.queries, look.mean, look.tokens, look.approximate] for look in result.looks]
+        columns = [self._query_sets.columns(c) for c in result.collections]
+
+        def end(session: Session, row: TrialRow) -> None:
+            row.outcome, row.value = opening.OUTCOMES[state], result.value
+            row.seconds = {phase: float(s) for phase, s in result.seconds.items()}
+            row.tokens, row.worker, row.notes = int(result.tokens), result.worker, list(result.notes)
+            row.layer_tokens, row.embeddings = int(result.layer_tokens), result.embeddings or None
+            row.looks, row.estimate, row.stopped_by = looks or None, result.estimate, result.stopped_by
+            for position, (column, given) in enumerate(zip(columns, result.collections, strict=True)):
+                packed = scores.pack_looks(given.looks)
+                session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))
+            write_trial_attributes(session, row.optuna_trial_id, shown)
+            if judged.excess:
+                write_constraints(session, row.optuna_trial_id, list(judged.excess.values()))
+            write_intermediate_values(session, row.optuna_trial_id, [look.mean for look in result.looks])
+
+        return end
+
+    def _template(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        recipe: MergeRecipe,
+        attrs: Mapping[str, Any],
+        logical_id: str,
+    ) -> FrozenTrial:
+        """What a new trial of Optuna's is to hold; a ValueError where that cannot be."""
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={"recipe": recipe.fingerprint, **attributes.checked(attrs)},
+            system_attrs={opening.LOGICAL_ID_KEY: logical_id},
+        )
+        self._check_distributions(distributions)
+        return template
+
+    def _new_row(self, trial: Any, recipe: MergeRecipe, logical_id: str) -> TrialRow:
+        """Our row of a new trial of Optuna's."""
+        return TrialRow(
+            study_id=self._row.id,
+            logical_id=logical_id,
+            optuna_trial_id=trial.trial_id,
+            number=trial.number,
+            fingerprint=recipe.fingerprint,
+            recipe=recipe.to_dict(),
+        )
 
     def _check_distributions(self, distributions: Mapping[str, BaseDistribution]) -> None:
         """As Optuna does for every trial; a study's distributions do not change, so once is enough."""

@@ -59,6 +59,18 @@ def redact_urls(value: Any) -> Any:
     return value
 
 
+class _OptunaStorage(optuna.storages.RDBStorage):
+    """Optuna's, which would leave its connections open where it cannot be made."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        try:
+            super().__init__(url, **options)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
+
+
 @dataclass(frozen=True)
 class Database:
     """A database that studies can be kept in: an SQLite file or a PostgreSQL database.
@@ -153,9 +165,7 @@ class Database:
         url = self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         with self.friendly():
             try:
-                return optuna.storages.RDBStorage(
-                    url, engine_kwargs=self.engine_options, skip_table_creation=not create_tables
-                )
+                return _OptunaStorage(url, engine_kwargs=self.engine_options, skip_table_creation=not create_tables)
             except RuntimeError as error:  # tables of another version of Optuna, which says what to run
                 raise StorageError(f"{self.shown}: {self.without_secrets(str(error))}") from None
 

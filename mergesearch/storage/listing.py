@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from mergesearch.errors import StorageError
 from mergesearch.storage import schema
 from mergesearch.storage.engine import Database
-from mergesearch.storage.opening import is_alive
+from mergesearch.storage.opening import is_alive, record_of
 from mergesearch.storage.tables import HistoryRow, StudyRow, TrialRow, in_utc
 
 
@@ -28,6 +28,7 @@ class StudySummary:
         failed: trials that ended without one.
         unfinished: trials that run, or that a dead coordinator left.
         best_value: the highest score; None before the first.
+        on_queries: what scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StudySummary:
     failed: int
     unfinished: int
     best_value: float | None
+    on_queries: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ def list_studies(url: str) -> list[StudySummary]:
         .order_by(StudyRow.id)
     )
     with database.friendly(), Session(engine) as session:
+        rows = session.execute(sa.select(StudyRow).where(is_alive())).scalars()
+        on = {row.name: record_of(row).on_queries for row in rows}
         return [
-            StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best)
+            StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best, on.get(name, ""))
             for name, file_name, made, complete, pruned, failed, unfinished, best in session.execute(query)
         ]
 

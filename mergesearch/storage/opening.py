@@ -42,6 +42,9 @@ LOGICAL_ID_KEY = "mergesearch:logical_id"
 METRIC_NAMES_KEY = "study:metric_names"
 """Where Optuna keeps the names of a study's objectives; its own `set_metric_names` warns of being experimental."""
 
+RESUMED = "resumed with changes"
+"""An event of a study's history: it was gone on with, and something that may differ did."""
+
 OUTCOMES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "fail"}
 """What our own table says of a trial that has ended."""
 
@@ -114,7 +117,7 @@ def resume_study(database: Database, engine: sa.Engine, row: StudyRow, now: Stud
         "study_file": now.study_file,
     }
     with Session(engine) as session, session.begin():
-        session.add(HistoryRow(study_id=row.id, event="resumed with changes", detail=detail))
+        session.add(HistoryRow(study_id=row.id, event=RESUMED, detail=detail))
 
 
 def name_metric(storage: optuna.storages.RDBStorage, optuna_id: int, record: StudyRecord | None) -> None:
@@ -187,8 +190,8 @@ def as_last_run(engine: sa.Engine, row: StudyRow) -> StudyRecord:
     """What the study was made with, and what may differ as the run that was started last had it."""
     stored = record_of(row)
     with Session(engine) as session:
-        query = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id).order_by(HistoryRow.id.desc())
-        last = session.scalars(query.limit(1)).first()
+        resumed = sa.select(HistoryRow.detail).where(HistoryRow.study_id == row.id, HistoryRow.event == RESUMED)
+        last = session.scalars(resumed.order_by(HistoryRow.id.desc()).limit(1)).first()
     if last is None:
         return stored
     return replace(stored, other=last["other"], versions=last["versions"], file_name=last["file_name"])

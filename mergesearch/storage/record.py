@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergesearch.errors import ResumeError
+from mergesearch.evaluation.labels import on_queries
 
 PLANNED = "planned_trials"
 """Entry of `StudyRecord.other`: how many trials the study will have, null where nobody knows beforehand."""
@@ -18,6 +19,7 @@ _FOLLOWS = "merge.space.coefficients_at_"
 _WORDS = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
+        (r"merge\.space\.dimensions\[(prompt\..+?)\]\.?", r"evaluation.prompts: \1: "),
         (r"merge\.space\.dimensions\[(.+?)\]\.?", r"merge.coefficients: \1: "),
         (r"merge\.space\.dimensions", "merge.coefficients"),
         (r"merge\.space\.coefficients_at_(low|high)\.", r"merge.coefficients, at the \1 end of every range: "),
@@ -63,6 +65,12 @@ class StudyRecord:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
     objectives: tuple[str, ...] = ()
+
+    @property
+    def on_queries(self) -> str:
+        """What dev scores are on, where that is not judged queries alone; see `evaluation.labels`."""
+        collections = self.score_relevant.get("evaluation", {}).get("collections", {})
+        return on_queries([c.get("pseudo_queries", False) for c in collections.values()])
 
 
 def plain(value: Any) -> Any:

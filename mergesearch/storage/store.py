@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from mergesearch.errors import StorageError
 from mergesearch.storage import lock, opening, schema
 from mergesearch.storage.coordinators import Membership, Wanted, new_session
-from mergesearch.storage.driving import StudyDriver
 from mergesearch.storage.engine import Database
+from mergesearch.storage.importing import StudyImporter
 from mergesearch.storage.patience import PATIENCE_SECONDS, going_on, patient
 from mergesearch.storage.record import StudyRecord
 from mergesearch.storage.shown import write_shown
@@ -28,7 +28,7 @@ TURN_SECONDS = 5
 """So long a coordinator waits for its turn; a proposal takes a tenth of a second."""
 
 
-class StudyStore(StudyDriver):
+class StudyStore(StudyImporter):
     """A study in its database.
 
     One store may be used by several threads; what it writes is serialised. All methods raise `StorageError`
@@ -101,6 +101,15 @@ class StudyStore(StudyDriver):
                 store.patience = PATIENCE_SECONDS
             undo.pop_all()
             return store
+
+    def beside(self, study_name: str, url: str | None = None) -> StudyStore:
+        """Another study, for reading: of this database, or of the one at `url`.
+
+        Raises:
+            StorageError: no such study, or no access.
+        """
+        own = self._database.url.render_as_string(hide_password=False)
+        return StudyStore.open(url or own, study_name, None, exclusive=False)
 
     @property
     def coordinator(self) -> int:

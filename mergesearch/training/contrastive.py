@@ -71,13 +71,8 @@ def train_contrastive(
         CollectionError: for fewer pairs than one batch takes.
     """
     harness.require_extra("accelerate", "datasets")
-    harness.require_positive(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        temperature=temperature,
-    )
+    schedule: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    harness.require_positive(**schedule, max_length=max_length, temperature=temperature)
     harness.refuse_existing(out)
     if not (model_folder / "modules.json").is_file():
         message = "no modules.json; contrastive training needs a folder that says how embeddings are pooled"
@@ -101,14 +96,7 @@ def train_contrastive(
         trainer = contrastive_trainer(
             model,
             {"query": [q for q, _ in pairs], "document": [d for _, d in pairs]},
-            harness.arguments(
-                scratch,
-                device=device,
-                steps=steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                seed=seed,
-            ),
+            harness.arguments(scratch, device=device, seed=seed, **schedule),
             temperature=temperature,
             prompts=model_prompts(model),
         )
@@ -116,9 +104,7 @@ def train_contrastive(
         record = {
             "kind": "contrastive",
             "pairs": len(pairs),
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
+            **schedule,
             "max_length": max_length,
             "temperature": temperature,
             "train_embeddings": train_embeddings,

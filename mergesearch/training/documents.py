@@ -13,113 +13,44 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergesearch.errors import CollectionError, Problem
-from mergesearch.evaluation.formats.builder import CollectionBuilder, Place
-from mergesearch.evaluation.formats.files import json_records, or_compressed, text_lines
+from mergesearch.errors import CollectionError
+from mergesearch.evaluation.formats.builder import CollectionBuilder
+from mergesearch.evaluation.formats.documents import Document, document_files, each_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-SUFFIXES = (".jsonl", ".tsv", ".txt")
+__all__ = ["TokenStore", "document_files", "read_documents", "write_tokens"]
+
 _AT_ONCE = 512  # texts given to the tokenizer together
-
-
-def document_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that hold the documents: of a BEIR folder its corpus, of another folder every file of a known kind.
-
-    Raises:
-        CollectionError: for paths that do not exist or hold nothing that can be read.
-    """
-    files: list[Path] = []
-    problems = []
-    for path in paths:
-        corpus = or_compressed(path / "corpus.jsonl")
-        if corpus.is_file():
-            files.append(corpus)
-        elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in SUFFIXES)
-            files += inside
-            if not inside:
-                problems.append(Problem(f"the folder holds no corpus.jsonl and no {', '.join(SUFFIXES)}", str(path)))
-        elif not path.exists():
-            problems.append(Problem("there is no such file or folder", str(path)))
-        elif _kind(path) in SUFFIXES:
-            files.append(path)
-        else:
-            problems.append(Problem(f"documents are read from {', '.join(SUFFIXES)}, packed (.gz) or not", str(path)))
-    if problems or not files:
-        raise CollectionError(problems or ["no documents were named"])
-    return files
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[str]:
     """The texts, in the order of the files; empty ones are left out, a title stands before its text.
 
-    `.jsonl`: objects with `text` (or `contents`) and perhaps `title`. `.tsv`: id and text, or columns that the first
-    line names. `.txt`: a document a line.
+    Files as `each_document` reads them.
 
     Raises:
         CollectionError: after the last document, with the first faults of each kind.
     """
     builder = CollectionBuilder("documents", "all")
-    for file in files:
-        yield from filter(None, (text.strip() for text in _READERS[_kind(file)](file, builder)))
+    yield from filter(None, (_whole(document, builder) for document in each_document(files, builder)))
     if problems := builder.problems():
         raise CollectionError(problems, "the documents cannot be used:")
 
 
-def _json_texts(file: Path, builder: CollectionBuilder) -> Iterator[str]:
-    for place, record in json_records(file, builder):
-        text, title = record.get("text", record.get("contents")), record.get("title") or ""
-        if isinstance(text, str) and isinstance(title, str):
-            yield _whole(title, text, place, builder)
-        else:
-            found = ", ".join(record) or "nothing"
-            builder.error("incomplete records", f"expected 'text' (or 'contents') that is text, found: {found}", place)
-
-
-def _tsv_texts(file: Path, builder: CollectionBuilder) -> Iterator[str]:
-    columns = {"text": 1}
-    width = 2
-    for i, (place, line) in enumerate(text_lines(file, builder)):
-        cells = line.split("\t")
-        if i == 0 and "text" in cells:
-            columns, width = {cell: n for n, cell in enumerate(cells)}, len(cells)
-        elif len(cells) != width:
-            message = f"expected {width} columns (id and text, or what a first line names), found {len(cells)}"
-            builder.error("malformed lines", message, place)
-        else:
-            title = cells[columns["title"]] if "title" in columns else ""
-            yield _whole(title, cells[columns["text"]], place, builder)
-
-
-def _plain_texts(file: Path, builder: CollectionBuilder) -> Iterator[str]:
-    for _, line in text_lines(file, builder):
-        yield line
-
-
-def _whole(title: str, text: str, place: Place, builder: CollectionBuilder) -> str:
-    whole = f"{title} {text}".strip()
+def _whole(document: Document, builder: CollectionBuilder) -> str:
+    whole = f"{document.title} {document.text}".strip()
     if not whole.isascii():
         try:
             whole.encode()
         except UnicodeEncodeError:  # JSON can spell what no tokenizer accepts
-            builder.error("broken characters", "the text holds half of a character that was cut in two", place)
+            message = "the text holds half of a character that was cut in two"
+            builder.error("broken characters", message, document.place)
             return ""
     return whole
-
-
-_READERS: dict[str, Callable[[Path, CollectionBuilder], Iterator[str]]] = {
-    ".jsonl": _json_texts,
-    ".tsv": _tsv_texts,
-    ".txt": _plain_texts,
-}
-
-
-def _kind(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,17 @@ batch with a hard negative.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import torch
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergesearch.errors import CollectionError, MergesearchError, Problem, SourceError
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.sources.config import load_config, refuse_foreign_modules
-from mergesearch.sources.layout import build_skeleton
-from mergesearch.sources.locate import holds_adapter, locate
+from mergesearch.sources.config import refuse_foreign_modules
+from mergesearch.sources.locate import locate
 from mergesearch.training import harness
-from mergesearch.training.adapters import ALL, AdapterSettings, adapter_parameters, attach, save_adapter
+from mergesearch.training.adapters import ALL, AdapterSettings, attach, save_adapter
+from mergesearch.training.base import Base, TrainingSettings
 from mergesearch.training.contrastive import contrastive_trainer, model_prompts
-from mergesearch.training.memory import check_training_memory, training_memory
 from mergesearch.training.pairs import (
     Columns,
     TrainingPairs,
@@ -31,20 +28,19 @@ from mergesearch.training.pairs import (
     read_pairs,
     store_columns,
 )
-from mergesearch.training.resumable import SAVE_EVERY_S, is_done, resumable, train_resumably
+from mergesearch.training.resumable import SAVE_EVERY_S, first_and_last, train_once, train_resumably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from transformers import PretrainedConfig
-
 NONE, BM25 = "none", "bm25"
 _WARMUP = 100
+_LONGEST = 512
 
 
 @dataclass(frozen=True)
-class ExpertSettings:
+class ExpertSettings(TrainingSettings):
     """How an expert is trained.
 
     Attributes:
@@ -64,7 +60,7 @@ class ExpertSettings:
         temperature: what cosines are divided by.
         seed: adapter, examples, their order and dropout.
         dtype: as in `KnowledgeSettings`; whole models are trained and left in float32.
-        checkpointing: compute activations again in the backward pass.
+        checkpointing: as in `KnowledgeSettings`.
     """
 
     adapter: AdapterSettings | None = field(
@@ -76,37 +72,18 @@ class ExpertSettings:
     positives: int = 1
     query_prompt: str | None = None
     document_prompt: str | None = None
-    max_length: int | None = None
-    epochs: float = 1.0
-    steps: int | None = None
     batch_size: int = 64
     mini_batch: int | None = None
     learning_rate: float = 5e-5
     temperature: float = 0.05
-    seed: int = 0
-    dtype: str = "auto"
-    checkpointing: bool = False
+
+    above_zero: ClassVar = (*TrainingSettings.above_zero, "positives", "mini_batch", "temperature")
 
     def check(self) -> None:
-        """Refuse impossible settings.
-
-        Raises:
-            MergesearchError: naming them.
-        """
-        limits = {"max_length": self.max_length, "steps": self.steps, "mini_batch": self.mini_batch}
-        harness.require_positive(
-            **{name: value for name, value in limits.items() if value is not None},
-            positives=self.positives,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            temperature=self.temperature,
-        )
+        """Refuse impossible settings, as every training does, and fewer than no negatives."""
+        super().check()
         if self.negatives < 0:
             raise MergesearchError(f"examples cannot have {self.negatives} negatives; give 0 or more")
-        if self.adapter is not None:
-            self.adapter.check()
-        harness.torch_dtype(self.dtype, "cpu")
 
 
 @dataclass(frozen=True)
@@ -168,107 +145,66 @@ def train_expert(
     settings.check()
     harness.refuse_file(out)
     with harness.quiet_and_seeded(settings.seed):
-        prepared = _prepare(model, settings, harness.pick_device(device))
+        prepared = _prepare(model, settings, device)
         read = [read_pairs(path, split=settings.split) for path in pairs]
         asked = prepared.asked(read)
-        if is_done(out, asked):
-            return _of_record(out, harness.read_record(out), before=True)
-        prepared.check_memory()
-        with resumable(out, asked, restart=restart) as work:
+
+        def train(work: Path) -> dict[str, Any]:
             columns = _examples(prepared, read, work / "examples.json", preparing)
             if len(columns["query"]) < settings.batch_size:
                 found = f"{len(columns['query'])} examples do not fill one batch of {settings.batch_size}"
                 raise CollectionError([f"{found}; give more pairs or a smaller batch"])
-            record = _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress)
-    return _of_record(out, record, before=False)
+            return _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress)
 
-
-def _of_record(folder: Path, record: dict[str, Any], *, before: bool) -> Expert:
-    losses = record["losses"][0]["loss"], record["losses"][-1]["loss"]
-    return Expert(folder, record["examples"], record["steps"], losses, before)
+        record, before = train_once(out, asked, prepared.check_memory, train, restart=restart)
+    return Expert(out, record["examples"], record["steps"], first_and_last(record), before)
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """A training of which everything is known that headers and configs say."""
 
-    location: str
-    folder: Path
-    checkpoint: Checkpoint
-    config: PretrainedConfig
+    base: Base
     settings: ExpertSettings
     miner: Path | None
-    max_length: int
-    dtype: torch.dtype
-    device: str
 
     def asked(self, read: Sequence[TrainingPairs]) -> dict[str, Any]:
         """Everything that decides the expert's numbers."""
         given = [json.dumps(pairs.negatives, sort_keys=True) for pairs in read]
-        return {
-            "kind": "expert",
-            "base": self.location,
-            "base_sha256": self.checkpoint.content_hash,
-            "base_settings_sha256": harness.settings_hash(self.folder),
-            "pairs_sha256": [pairs.collection.content_hash for pairs in read],
-            "negatives_sha256": [harness.text_hash(text) for text in given],
-            "miner_sha256": self.miner and Checkpoint.open("miner", self.miner).content_hash,
-            **asdict(self.settings),
-            "max_length": self.max_length,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": torch.device(self.device).type,
-            "versions": harness.versions(),
-        }
+        return self.base.asked(
+            "expert",
+            self.settings,
+            base_settings_sha256=harness.settings_hash(self.base.folder),
+            pairs_sha256=[pairs.collection.content_hash for pairs in read],
+            negatives_sha256=[harness.text_hash(text) for text in given],
+            miner_sha256=self.miner and Checkpoint.open("miner", self.miner).content_hash,
+        )
 
     def check_memory(self) -> None:
         """Refuse what the device does not hold."""
-        settings, encoder = self.settings, build_skeleton(self.config)
-        whole = sum(p.numel() for p in encoder.parameters())
-        plan = training_memory(
-            encoder,
-            self.config,
-            trained=adapter_parameters(encoder, settings.adapter) if settings.adapter else whole,
-            dtype=self.dtype,
-            tokens=(settings.mini_batch or settings.batch_size * (2 + settings.negatives)) * self.max_length,
-            head=False,
-            checkpointing=settings.checkpointing,
-        )
-        remedy = "Take --mini-batch (the batch stays as large), a smaller --max-length or --checkpointing."
-        check_training_memory(plan, self.device, remedy)
+        settings = self.settings
+        texts = settings.mini_batch or settings.batch_size * (2 + settings.negatives)
+        remedy = "--mini-batch (the batch stays as large)"
+        self.base.check_memory(settings, texts=texts, head=False, remedy=remedy)
+
+    def load(self, folder: Path) -> Any:
+        """The model itself, or the miner."""
+        from sentence_transformers import SentenceTransformer
+
+        refuse_foreign_modules(folder)
+        dtype = {"dtype": self.base.dtype}
+        model = SentenceTransformer(str(folder), device=self.base.device, local_files_only=True, model_kwargs=dtype)
+        model.max_seq_length = self.base.max_length
+        return model
 
 
 def _prepare(model: str, settings: ExpertSettings, device: str) -> _Prepared:
-    folder = locate(model)
-    if holds_adapter(folder):
-        raise SourceError([Problem("is an adapter; give the model that the new one is to adapt", model)])
-    if not (folder / "modules.json").is_file():
+    base = Base.open(model, settings, device=device, longest=_LONGEST)
+    if not (base.folder / "modules.json").is_file():
         message = "no modules.json; experts are trained from a folder that says how embeddings are pooled"
         raise SourceError([Problem(message, model)])
     mines = settings.negatives and settings.mine not in (NONE, BM25)
-    config = load_config(folder)
-    positions = harness.positions(build_skeleton(config), config)
-    if settings.max_length is not None and settings.max_length > positions:
-        raise MergesearchError(f"max_length {settings.max_length} is more than the model's {positions} positions")
-    return _Prepared(
-        location=str(folder) if harness.is_folder(model) else model,
-        folder=folder,
-        checkpoint=Checkpoint.open("base", folder),
-        config=config,
-        settings=settings,
-        miner=locate(settings.mine) if mines else None,
-        max_length=settings.max_length or min(512, positions),
-        dtype=harness.torch_dtype(settings.dtype, device) if settings.adapter else torch.float32,
-        device=device,
-    )
-
-
-def _load(folder: Path, dtype: torch.dtype, device: str, max_length: int) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    refuse_foreign_modules(folder)
-    model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": dtype})
-    model.max_seq_length = max_length
-    return model
+    return _Prepared(base, settings, locate(settings.mine) if mines else None)
 
 
 def _prompts(settings: ExpertSettings, model: Any) -> harness.Prompts:
@@ -285,7 +221,7 @@ def _examples(
         stored: Columns = json.loads(file.read_text(encoding="utf-8"))
         return stored
     settings = prepared.settings
-    miner = _load(prepared.miner, prepared.dtype, prepared.device, prepared.max_length) if prepared.miner else None
+    miner = prepared.load(prepared.miner) if prepared.miner else None
     columns: Columns = {}
     for done, pairs in enumerate(read):
         if preparing:
@@ -312,10 +248,10 @@ def _train(
     save_every_s: float,
     progress: harness.Progress | None,
 ) -> dict[str, Any]:
-    settings = prepared.settings
+    base, settings = prepared.base, prepared.settings
     n = len(columns["query"])
     steps = settings.steps or max(1, round(settings.epochs * n / settings.batch_size))
-    model = _load(prepared.folder, prepared.dtype, prepared.device, prepared.max_length)
+    model = prepared.load(base.folder)
     prompts = _prompts(settings, model)
     harness.without_dropout(model)
     encoder = model[0].auto_model
@@ -329,19 +265,10 @@ def _train(
         encoder.get_input_embeddings().requires_grad_(False)
     if settings.checkpointing:
         harness.enable_checkpointing(encoder)
-    arguments = harness.arguments(
-        str(checkpoints),
-        device=prepared.device,
-        steps=steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-        warmup_steps=min(_WARMUP, steps // 10),
-    )
     trainer = contrastive_trainer(
         model,
         columns,
-        {**arguments, "bf16": prepared.dtype == torch.bfloat16},
+        base.arguments(settings, checkpoints, steps=steps, warmup_steps=min(_WARMUP, steps // 10)),
         temperature=settings.temperature,
         prompts=prompts,
         mini_batch=settings.mini_batch,
@@ -349,7 +276,7 @@ def _train(
     losses = train_resumably(trainer, checkpoints, progress, save_every_s=save_every_s)
     record = {"asked": asked, "prompts": prompts, "examples": n, "steps": steps, "losses": losses}
     if adapted is not None:
-        save_adapter(adapted, prepared.location, out, record)
+        save_adapter(adapted, base.location, out, record)
     else:
-        harness.save(prepared.folder, encoder, out, record)
+        harness.save(base.folder, encoder, out, record)
     return record

@@ -52,13 +52,13 @@ def missing_modules(*modules: str) -> list[str]:
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
-def require_positive(**settings: float) -> None:
-    """Refuse settings that are not above zero, all at once.
+def require_positive(**settings: float | None) -> None:
+    """Refuse settings that are given and not above zero, all at once.
 
     Raises:
         MergesearchError: naming each of them.
     """
-    wrong = [f"{name} = {value}" for name, value in settings.items() if not value > 0]
+    wrong = [f"{name} = {value}" for name, value in settings.items() if value is not None and not value > 0]
     if wrong:
         raise MergesearchError(f"training settings must be above zero: {', '.join(wrong)}")
 

@@ -7,35 +7,29 @@ of at most 1,024 tokens, one epoch. Decoders predict the next token, as there; e
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mergesearch.errors import MergesearchError, Problem, SourceError
-from mergesearch.sources.checkpoint import Checkpoint, file_hash
-from mergesearch.sources.config import load_config
-from mergesearch.sources.layout import build_skeleton
-from mergesearch.sources.locate import holds_adapter, locate
+from mergesearch.sources.checkpoint import file_hash
 from mergesearch.training import harness
-from mergesearch.training.adapters import AdapterSettings, adapter_parameters, attach, save_adapter
+from mergesearch.training.adapters import AdapterSettings, attach, save_adapter
+from mergesearch.training.base import Base, TrainingSettings
 from mergesearch.training.documents import TokenStore, document_files, read_documents, write_tokens
-from mergesearch.training.memory import check_training_memory, training_memory
 from mergesearch.training.objectives import Collate, Examples, Objective, check_learns, choose_objective, load_with_head
-from mergesearch.training.resumable import SAVE_EVERY_S, TrainedOnly, is_done, resumable, train_resumably
+from mergesearch.training.resumable import SAVE_EVERY_S, TrainedOnly, first_and_last, train_once, train_resumably
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from transformers import PretrainedConfig
 
 LONGEST = 1024
 """Tokens of a document that are read, where the model has as many positions."""
 
 
 @dataclass(frozen=True)
-class KnowledgeSettings:
+class KnowledgeSettings(TrainingSettings):
     """How an adapter is trained; the defaults are the paper's.
 
     Attributes:
@@ -57,35 +51,13 @@ class KnowledgeSettings:
 
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     objective: str = "auto"
-    max_length: int | None = None
-    epochs: float = 1.0
-    steps: int | None = None
     tokens: int | None = None
     batch_size: int = 4
     accumulate: int = 1
     learning_rate: float = 2e-4
     mask_probability: float = 0.15
-    seed: int = 0
-    dtype: str = "auto"
-    checkpointing: bool = False
 
-    def check(self) -> None:
-        """Refuse impossible settings.
-
-        Raises:
-            MergesearchError: naming them.
-        """
-        limits = {"max_length": self.max_length, "steps": self.steps, "tokens": self.tokens}
-        harness.require_positive(
-            **{name: value for name, value in limits.items() if value is not None},
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            accumulate=self.accumulate,
-            learning_rate=self.learning_rate,
-            mask_probability=self.mask_probability,
-        )
-        self.adapter.check()
-        harness.torch_dtype(self.dtype, "cpu")
+    above_zero: ClassVar = (*TrainingSettings.above_zero, "tokens", "accumulate", "mask_probability")
 
 
 @dataclass(frozen=True)
@@ -109,13 +81,6 @@ class Adapted:
     steps: int
     losses: tuple[float, float]
     before: bool = False
-
-    @classmethod
-    def of_record(cls, folder: Path, record: dict[str, Any], *, before: bool) -> Adapted:
-        """From what is stored beside an adapter."""
-        losses = record["losses"][0]["loss"], record["losses"][-1]["loss"]
-        told = {name: record[name] for name in ("documents", "examples", "steps")}
-        return cls(folder, record["asked"]["objective"], **told, losses=losses, before=before)
 
 
 def train_knowledge_adapter(
@@ -162,90 +127,51 @@ def train_knowledge_adapter(
     files = document_files(documents)
     harness.refuse_file(out)
     with harness.quiet_and_seeded(settings.seed):
-        prepared = _prepare(model, settings, harness.pick_device(device))
+        prepared = _prepare(model, settings, device)
         asked = prepared.asked(files)
-        if is_done(out, asked):
-            return Adapted.of_record(out, harness.read_record(out), before=True)
-        prepared.check_memory()
-        with resumable(out, asked, restart=restart) as work:
+
+        def train(work: Path) -> dict[str, Any]:
             store = _tokens(prepared, files, work / "documents", reading)
-            record = _train(prepared, store, work / "checkpoints", out, asked, save_every_s, progress)
-    return Adapted.of_record(out, record, before=False)
+            return _train(prepared, store, work / "checkpoints", out, asked, save_every_s, progress)
+
+        record, before = train_once(out, asked, prepared.check_memory, train, restart=restart)
+    counts = {name: record[name] for name in ("documents", "examples", "steps")}
+    return Adapted(out, prepared.objective, **counts, losses=first_and_last(record), before=before)
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """A training of which everything is known that headers and configs say."""
 
-    location: str
-    checkpoint: Checkpoint
-    config: PretrainedConfig
-    tokenizer: Any
+    base: Base
     settings: KnowledgeSettings
+    tokenizer: Any
     objective: Objective
-    max_length: int
     shortest: int
-    dtype: torch.dtype
-    device: str
 
     def asked(self, files: Sequence[Path]) -> dict[str, Any]:
         """Everything that decides the adapter's numbers."""
-        return {
-            "kind": "knowledge_adapter",
-            "base": self.location,
-            "base_sha256": self.checkpoint.content_hash,
-            "tokenizer_sha256": harness.text_hash(self.tokenizer.backend_tokenizer.to_str()),
-            "documents_sha256": [file_hash(file) for file in files],
-            **asdict(self.settings),
-            "objective": self.objective,
-            "max_length": self.max_length,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": torch.device(self.device).type,
-            "versions": harness.versions(),
-        }
+        return self.base.asked(
+            "knowledge_adapter",
+            self.settings,
+            tokenizer_sha256=harness.text_hash(self.tokenizer.backend_tokenizer.to_str()),
+            documents_sha256=[file_hash(file) for file in files],
+            objective=self.objective,
+        )
 
     def check_memory(self) -> None:
         """Refuse what the device does not hold."""
-        encoder = build_skeleton(self.config)
-        plan = training_memory(
-            encoder,
-            self.config,
-            trained=adapter_parameters(encoder, self.settings.adapter),
-            dtype=self.dtype,
-            tokens=self.settings.batch_size * self.max_length,
-            head=True,
-            checkpointing=self.settings.checkpointing,
-        )
-        remedy = "Take a smaller --batch-size (with --accumulate), a smaller --max-length or --checkpointing."
-        check_training_memory(plan, self.device, remedy)
+        settings, remedy = self.settings, "a smaller --batch-size (with --accumulate)"
+        self.base.check_memory(settings, texts=settings.batch_size, head=True, remedy=remedy)
 
 
 def _prepare(model: str, settings: KnowledgeSettings, device: str) -> _Prepared:
     from transformers import AutoTokenizer
 
-    folder = locate(model)
-    if holds_adapter(folder):
-        raise SourceError([Problem("is an adapter; give the pretrained model that the new one is to adapt", model)])
-    checkpoint = Checkpoint.open("base", folder)
-    config = load_config(folder)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-    objective = choose_objective(config, tokenizer, settings.objective)
-    positions = harness.positions(build_skeleton(config), config)
-    if settings.max_length is not None and settings.max_length > positions:
-        raise MergesearchError(f"max_length {settings.max_length} is more than the model's {positions} positions")
-    max_length = min(settings.max_length or LONGEST, positions)
-    return _Prepared(
-        location=str(folder) if harness.is_folder(model) else model,
-        checkpoint=checkpoint,
-        config=config,
-        tokenizer=tokenizer,
-        settings=settings,
-        objective=objective,
-        max_length=max_length,
-        shortest=check_learns(objective, tokenizer, max_length),
-        dtype=harness.torch_dtype(settings.dtype, device),
-        device=device,
-    )
+    base = Base.open(model, settings, device=device, longest=LONGEST)
+    tokenizer = AutoTokenizer.from_pretrained(base.checkpoint.folder, local_files_only=True)
+    objective = choose_objective(base.config, tokenizer, settings.objective)
+    return _Prepared(base, settings, tokenizer, objective, check_learns(objective, tokenizer, base.max_length))
 
 
 def _tokens(prepared: _Prepared, files: Sequence[Path], folder: Path, reading: harness.Progress | None) -> TokenStore:
@@ -254,7 +180,7 @@ def _tokens(prepared: _Prepared, files: Sequence[Path], folder: Path, reading: h
             read_documents(files),
             prepared.tokenizer,
             folder,
-            max_length=prepared.max_length,
+            max_length=prepared.base.max_length,
             shortest=prepared.shortest,
             progress=(lambda done: reading(done, 0)) if reading else None,
         )
@@ -272,7 +198,7 @@ def _train(
 ) -> dict[str, Any]:
     from transformers import Trainer, TrainingArguments
 
-    settings = prepared.settings
+    base, settings = prepared.base, prepared.settings
     at_once = settings.batch_size * settings.accumulate
     examples = Examples(
         store,
@@ -282,7 +208,7 @@ def _train(
         tokens=settings.tokens,
     )
     steps = -(-len(examples) // at_once)
-    model, fresh = load_with_head(prepared.checkpoint.folder, prepared.objective, prepared.dtype)
+    model, fresh = load_with_head(base.checkpoint.folder, prepared.objective, base.dtype)
     harness.without_dropout(model)
     model.requires_grad_(False)
     adapted = attach(model.base_model, settings.adapter)
@@ -300,24 +226,15 @@ def _train(
     trainer = _Trainer(
         model=model,
         args=TrainingArguments(
-            **harness.arguments(
-                str(checkpoints),
-                device=prepared.device,
-                steps=steps,
-                batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                seed=settings.seed,
-                warmup_steps=0,
-            ),
+            **base.arguments(settings, checkpoints, steps=steps, warmup_steps=0),
             gradient_accumulation_steps=settings.accumulate,
-            bf16=prepared.dtype == torch.bfloat16,
             remove_unused_columns=False,
         ),
         train_dataset=examples,
         data_collator=Collate(
             prepared.objective,
             prepared.tokenizer,
-            vocab_size=int(prepared.config.get_text_config().vocab_size),
+            vocab_size=int(base.config.get_text_config().vocab_size),
             seed=settings.seed,
             mask_probability=settings.mask_probability,
         ),
@@ -333,5 +250,5 @@ def _train(
         "fresh_head": sorted(fresh),
         "losses": losses,
     }
-    save_adapter(adapted, prepared.location, out, record)
+    save_adapter(adapted, base.location, out, record)
     return record

@@ -68,13 +68,8 @@ def train_masked_lm(
         CollectionError: for fewer texts than one batch takes.
     """
     harness.require_extra("accelerate")
-    harness.require_positive(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        mask_probability=mask_probability,
-    )
+    schedule: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    harness.require_positive(**schedule, max_length=max_length, mask_probability=mask_probability)
     harness.refuse_existing(out)
     folder = harness.encoder_folder(model_folder)
     if len(texts) < batch_size:
@@ -92,16 +87,7 @@ def train_masked_lm(
         ]
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(
-                **harness.arguments(
-                    scratch,
-                    device=device,
-                    steps=steps,
-                    batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    seed=seed,
-                )
-            ),
+            args=TrainingArguments(**harness.arguments(scratch, device=device, seed=seed, **schedule)),
             train_dataset=examples,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=mask_probability),
         )
@@ -113,9 +99,7 @@ def train_masked_lm(
         record = {
             "kind": "masked_lm",
             "texts": len(texts),
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
+            **schedule,
             "max_length": max_length,
             "mask_probability": mask_probability,
             "train_embeddings": train_embeddings,

@@ -23,7 +23,7 @@ from mergesearch.errors import MergesearchError
 from mergesearch.training import harness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from transformers import TrainerCallback
 
@@ -101,6 +101,38 @@ def resumable(out: Path, asked: Mapping[str, Any], *, restart: bool = False) -> 
         if out.exists():
             shutil.rmtree(folder)
             folder.with_suffix(".lock").unlink()
+
+
+def train_once(
+    out: Path,
+    asked: Mapping[str, Any],
+    check: Callable[[], None],
+    train: Callable[[Path], dict[str, Any]],
+    *,
+    restart: bool = False,
+) -> tuple[dict[str, Any], bool]:
+    """What a finished training tells of itself, and whether an earlier process finished it.
+
+    Args:
+        out: of the training.
+        asked: everything that decides the result, as plain JSON.
+        check: refuses what cannot be, before anything is written.
+        train: given a work folder, goes on with what is in it, leaves `out` and returns its record.
+        restart: throw away what an earlier process left.
+
+    Raises:
+        MergesearchError: `out` holds something else, another process is at it, or it was begun with other settings.
+    """
+    if is_done(out, asked):
+        return harness.read_record(out), True
+    check()
+    with resumable(out, asked, restart=restart) as work:
+        return train(work), False
+
+
+def first_and_last(record: Mapping[str, Any]) -> tuple[float, float]:
+    """Losses at both ends of a training, by its record."""
+    return record["losses"][0]["loss"], record["losses"][-1]["loss"]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -108,6 +108,7 @@ class TrialEvaluator:
             MemoryFullError: memory ran out where nothing could be cut smaller.
         """
         started = time.perf_counter()
+        self.retrieval.use_prompts(recipe.prompts)
         _, failures = self._with_room("merging", lambda: self.merger.apply(recipe))
         merged = time.perf_counter() - started
 
@@ -259,6 +260,7 @@ def build_retrieval(
             weight=c.weight,
             query_prompt=c.prompts.get("query"),
             document_prompt=c.prompts.get("document"),
+            choices=c.choices,
         )
         for c in collections
     ]

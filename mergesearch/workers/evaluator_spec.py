@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluation.collection import Collection
-from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.formats import get_format, load_collection
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.workers.prefix_memory import PrefixSpec
 from mergesearch.workers.residency import Residency
@@ -32,6 +32,7 @@ class CollectionSpec:
         seed: where sampling starts from.
         weight: share in a trial's value.
         prompts: `query` and `document` prompts; None where the template's own is used.
+        choices: by kind the prompts that recipes pick from: tokenised beforehand, so that a trial finds them ready.
     """
 
     name: str
@@ -44,6 +45,12 @@ class CollectionSpec:
     seed: int = 0
     weight: float = 1.0
     prompts: Mapping[str, str | None] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def pseudo_queries(self) -> bool:
+        """Whether its queries are nobody's, and scores on them are to be labelled so."""
+        return get_format(self.format).pseudo_queries
 
     def load(self) -> Collection:
         """Read the collection, sample its queries, pool its corpus. Deterministic.

@@ -101,6 +101,7 @@ class Screener:
             self._held.popitem(last=False)
 
     def _encode(self, recipe: MergeRecipe) -> KeptEmbeddings:
+        self._retrieval.use_prompts(recipe.prompts)
         self._merger.apply(recipe)
         keeper = Keeper(self._retrieval.collections)
         self._retrieval.evaluate(keeper=keeper)
@@ -120,6 +121,7 @@ class Screener:
                 if not len(missing):
                     continue
                 recipe = merges[key].recipe
+                self._retrieval.use_prompts(recipe.prompts)
                 self._merger.apply(recipe)
                 filled = mine.filled(missing, self._retrieval.embed(i, missing).cpu())
                 tokens += int(prepared.documents.lengths[np.searchsorted(prepared.document_rows, missing)].sum())

@@ -13,6 +13,7 @@ from mergesearch.errors import ResumeError
 from mergesearch.evaluation.examples import draw_examples
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.resolving import load_study
+from mergesearch.results.view import read_view
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.store import StudyStore
 from tests.tiny_adapters import make_adapter
@@ -247,3 +248,16 @@ def test_bad_entries_are_named_before_anything_is_measured(
     assert answer.code == 2
     assert found in answer.err
     assert "study.yaml:" in answer.err
+
+
+def test_the_target_alone_is_a_source_whatever_its_temperature(finished: TinyStudy) -> None:
+    """No coefficients stand for it, as with weights, but with a share of 1 a merge is the target."""
+    study = load_study(finished.file)
+    with StudyStore.open(finished.storage, "tiny", None, exclusive=False) as store:
+        view = read_view(study, store)
+        assert view.choice is not None
+        (name,) = view.sources
+        trial = view.sources[name]
+        assert (name, trial.number) == ("retriever", view.choice.source_number)
+        assert trial.recipe is not None
+        assert {g.coefficients["alpha"] for g in trial.recipe.groups if g.copy_from is None} == {1.0}

@@ -18,16 +18,14 @@ from mergesearch.resolving import load_study
 from mergesearch.session import open_store, run_study
 from tests.commands import PATIENCE_SECONDS, Command
 from tests.controller_toys import Diary
-from tests.tiny_studies import TinyStudy, make_study, mergesearch
+from tests.tiny_studies import TinyStudy, make_endless, mergesearch
 
 pytest_plugins = ["tests.postgres"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    made = make_study(tmp_path_factory.mktemp("study"))
-    made.change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
-    return made.change("search", to={"strategy": "random", "minutes": 600})
+    return make_endless(tmp_path_factory.mktemp("study"))
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -7,12 +7,9 @@ import http.client
 import os
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from mergesearch.artifacts import Artifacts
 from mergesearch.errors import StorageError
 from mergesearch.storage import list_studies
 from mergesearch.storage.dashboard import application, page_of, server
+from tests.dashboards import served
 from tests.storage_helpers import begin, open_store, result
 
 TOKEN = "a token with: signs%"
@@ -33,18 +31,6 @@ def url(tmp_path: Path) -> str:
     with open_store(url) as store:
         store.finish(begin(store, 0.1, "a"), result(1))
     return url
-
-
-@contextmanager
-def served(url: str, **options: object) -> Iterator[str]:
-    with server(application(url, **options), host="127.0.0.1", port=0) as serving:  # type: ignore[arg-type]
-        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{serving.server_port}"
-        finally:
-            serving.shutdown()
-            thread.join()
 
 
 def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +11,9 @@ from optuna_dashboard import get_note
 
 from mergesearch import load_study, open_store, run_study
 from mergesearch.results.figures import FIGURES
-from mergesearch.storage.dashboard import application, page_of, server
+from mergesearch.storage.dashboard import page_of
 from mergesearch.storage.store import StudyStore
+from tests.dashboards import served
 from tests.tiny_studies import TinyStudy, make_study
 
 if TYPE_CHECKING:
@@ -25,23 +24,17 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.browser"]
 
 
-@contextmanager
-def served(url: str, **options: object) -> Iterator[str]:
-    with server(application(url, **options), host="127.0.0.1", port=0) as serving:  # type: ignore[arg-type]
-        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{serving.server_port}"
-        finally:
-            serving.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def home(grid_study: TinyStudy) -> Iterator[str]:
     """A dashboard for reading only."""
     with served(grid_study.storage, read_only=True) as home:
         yield home
+
+
+@pytest.fixture(scope="module")
+def study(home: str, grid_study: TinyStudy) -> str:
+    """The address of its pages."""
+    return home + page_of(grid_study.storage, "tiny")
 
 
 def titles(page: Page) -> set[str]:
@@ -54,10 +47,7 @@ def shot(page: Page, name: str, folder: Path) -> None:
     page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
-def test_a_study_shows_its_figures_and_its_note(
-    home: str, grid_study: TinyStudy, offline_page: OfflinePage, tmp_path: Path
-) -> None:
-    study = home + page_of(grid_study.storage, "tiny")
+def test_a_study_shows_its_figures_and_its_note(study: str, offline_page: OfflinePage, tmp_path: Path) -> None:
     with offline_page() as page:
         page.goto(study)
         page.get_by_text("Measured dev scores", exact=True).wait_for()
@@ -78,10 +68,7 @@ def test_a_study_shows_its_figures_and_its_note(
 
 
 @pytest.mark.slow
-def test_every_page_loads_and_shows(
-    home: str, grid_study: TinyStudy, offline_page: OfflinePage, tmp_path: Path
-) -> None:
-    study = home + page_of(grid_study.storage, "tiny")
+def test_every_page_loads_and_shows(home: str, study: str, offline_page: OfflinePage, tmp_path: Path) -> None:
     with offline_page() as page:
         page.goto(home)
         page.get_by_text("tiny", exact=False).first.wait_for()
@@ -97,8 +84,7 @@ def test_every_page_loads_and_shows(
 
 
 @pytest.mark.slow
-def test_a_dashboard_for_reading_refuses_edits(home: str, grid_study: TinyStudy, offline_page: OfflinePage) -> None:
-    study = home + page_of(grid_study.storage, "tiny")
+def test_a_dashboard_for_reading_refuses_edits(study: str, grid_study: TinyStudy, offline_page: OfflinePage) -> None:
     with offline_page(expected=("status of 403", "this dashboard is read-only")) as page:
         edit(page, f"{study}/note", "Failed: this dashboard is read-only")
     with StudyStore.open(grid_study.storage, "tiny", None, exclusive=False) as store:

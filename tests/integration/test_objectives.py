@@ -96,7 +96,9 @@ def test_best_shows_the_front_and_export_takes_a_point_of_it(two: TinyStudy, tmp
     exported = mergesearch("export", two.file, "--trial", front[-1].number, "--out", tmp_path / "merged")
     assert exported.code == 0, exported.err
     assert mergesearch("status", two.file).code == 0
-    assert mergesearch("report", two.file, "--out", tmp_path / "report.html").code == 0
+    theirs = optuna_study(two)
+    kept = theirs._storage.get_study_system_attrs(theirs._study_id)
+    assert any("pareto-front" in str(name) for name in kept), sorted(kept)
 
 
 def test_what_loses_more_than_it_may_is_never_chosen(two: TinyStudy) -> None:
@@ -156,3 +158,21 @@ def test_other_objectives_or_guards_are_another_study(two: TinyStudy) -> None:
     refused = mergesearch("run", two.file)
     assert refused.code != 0
     assert "may_lose" in refused.err
+
+
+def test_other_guards_are_tried_without_evaluating_anything_again(two: TinyStudy) -> None:
+    collections = [{k: v for k, v in c.items() if k != "objective"} for c in TWO]
+    two.change("merge", "template", to="domain").change("evaluation", "collections", to=collections)
+    two.change("search", "strategy", to={"name": "grid"}).change("search", "trials", to=None)
+    free = ran(two)
+    two.change("study", to="guarded").change("evaluation", "collections", to=[TWO[0], {**TWO[1], "may_lose": 0.0}])
+    two.change("search", "start_from", to={"study": "tiny"})
+    guarded = ran(two)
+    assert len(guarded["trials"]) == len(free["trials"])
+    assert all(t.user_attrs["tokens"] == 0 for t in guarded["trials"])
+    assert guarded["choice"].set_aside > 0
+    theirs = optuna.load_study(study_name="guarded", storage=two.storage)
+    assert {p.number for p in guarded["choice"].front} <= {t.number for t in theirs.trials}
+    assert {tuple(t.values) for t in theirs.best_trials} == {
+        tuple(p.objectives.values()) for p in guarded["choice"].front
+    }

@@ -238,7 +238,7 @@ def test_a_run_that_waits_for_its_first_node_hears_what_is_wanted(
     url = f"sqlite:///{tmp_path}/study.db"
 
     class Drained(Diary):
-        def recorded(self, finished: int) -> None:
+        def planned(self, sources: str) -> None:
             with StudyStore.open(url, study.name, None, exclusive=False) as reader:
                 reader.want("drain")
 

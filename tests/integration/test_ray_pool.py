@@ -214,6 +214,21 @@ def test_local_and_ray_workers_give_equal_scores_to_the_bit(study: Study, pool: 
     assert len({o.result.value for o in here.values() if o.result}) > 1
 
 
+def test_prompts_travel_with_recipes(study: Study, pool: RayPool) -> None:
+    """And stay behind with no worker: the last recipe has none."""
+    one = recipes(study)[1]
+    wanted = [replace(one, prompts={"made": {"query": text}}) for text in ("search query ", "the ", "a ")] + [one]
+    with LocalPool(study.evaluator_spec(threads=1)) as local:
+        here = evaluate(local, wanted)
+    there = evaluate(pool, wanted)
+    found = [(here[i].result, there[i].result) for i in range(4)]
+    for mine, theirs in found:
+        assert mine is not None
+        assert theirs is not None
+        np.testing.assert_array_equal(theirs.collections[0].scores, mine.collections[0].scores)
+    assert len({theirs.collections[0].scores.tobytes() for _, theirs in found if theirs}) > 1
+
+
 def test_a_recipe_that_builds_no_merge_fails_with_its_reason_and_harms_nobody(study: Study, pool: RayPool) -> None:
     nothing = study.recipe_of({g.name: {"weight": {"retriever": 0.0, "domain": 0.0}} for g in study.groups if g.merged})
     good = recipes(study)[0]

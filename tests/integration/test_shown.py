@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from mergesearch.listener import Listener
 from mergesearch.results import keeper as keeping
 from mergesearch.results.keeper import Keeper
 from mergesearch.results.notes import code, escape, study_note, trial_notes
-from mergesearch.results.view import StudyView, read_view
+from mergesearch.results.view import StudyView
 from mergesearch.storage.shown import MARKER, digest, with_ours
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
@@ -28,18 +27,7 @@ from tests.storage_helpers import begin, result
 from tests.storage_helpers import open_store as open_recorded
 from tests.tiny_studies import TinyStudy, copy_study
 
-pytest_plugins = ["tests.postgres"]
-
-
-@pytest.fixture(scope="module")
-def store(grid_study: TinyStudy) -> Iterator[StudyStore]:
-    with StudyStore.open(grid_study.storage, "tiny", None, exclusive=False) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def view(grid_study: TinyStudy, store: StudyStore) -> StudyView:
-    return read_view(load_study(grid_study.file), store)
+pytest_plugins = ["tests.grid_fixtures", "tests.postgres"]
 
 
 @pytest.fixture

@@ -160,6 +160,17 @@ def test_opening_is_carried_through_too(postgres_url: str, proxy: PostgresProxy)
             assert [t.number for t in reader.trials()] == [0]
 
 
+def test_what_cannot_be_opened_keeps_no_connection(postgres_url: str, postgres_server: PostgresServer) -> None:
+    database = postgres_url.rpartition("/")[2]
+    open_store(postgres_url).close()
+    postgres_server.execute("UPDATE alembic_version SET version_num = 'v9.9.9'", database)
+    with pytest.raises(StorageError, match="optuna") as refused:
+        open_store(postgres_url)
+    nobody = f"SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = '{database}')"
+    assert wait_for(lambda: postgres_server.execute(nobody))
+    del refused  # until here it held on to all that was begun
+
+
 def test_a_server_that_crashes_in_the_middle(
     postgres_url: str, proxy: PostgresProxy, postgres_server: PostgresServer
 ) -> None:

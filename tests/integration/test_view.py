@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from mergesearch import choose, load_study
-from mergesearch.results.view import StudyView, read_view
+from mergesearch import choose
+from mergesearch.results.view import StudyView
 from mergesearch.storage.store import StudyStore
-from tests.tiny_studies import TinyStudy
 
-
-@pytest.fixture(scope="module")
-def store(grid_study: TinyStudy) -> Iterator[StudyStore]:
-    with StudyStore.open(grid_study.storage, "tiny", None, exclusive=False) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def view(grid_study: TinyStudy, store: StudyStore) -> StudyView:
-    return read_view(load_study(grid_study.file), store)
+pytest_plugins = ["tests.grid_fixtures"]
 
 
 def test_every_trial_is_there_with_its_scores(view: StudyView, store: StudyStore) -> None:

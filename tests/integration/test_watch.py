@@ -25,16 +25,14 @@ from mergesearch.results.watch import Snapshot, Watch
 from mergesearch.workers.pool import Outcome, Task
 from tests.commands import PATIENCE_SECONDS, Command
 from tests.controller_toys import Bench, Diary, PredictingPool, ScriptedPool, dying, failing, scored
-from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch
+from tests.tiny_studies import TinyStudy, copy_study, make_endless, mergesearch
 
 pytest_plugins = ["tests.postgres"]
 
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    made = make_study(tmp_path_factory.mktemp("study"))
-    made.change("merge", "coefficients", to={"alpha": {"low": 0, "high": 1}})
-    return made.change("search", to={"strategy": "random", "minutes": 600})
+    return make_endless(tmp_path_factory.mktemp("study"))
 
 
 class Onlooker(Diary):

@@ -13,7 +13,7 @@ from mergesearch.resolving import load_study
 from mergesearch.results.status import read_status
 from mergesearch.storage.coordinators import Wanted
 from mergesearch.workers.pool import Outcome, Task
-from tests.controller_toys import Bench, Diary, ScriptedPool, check_ended, dying, failing, scored
+from tests.controller_toys import Bench, ScriptedPool, check_ended, dying, failing, scored
 from tests.tiny_studies import TinyStudy, copy_study
 
 pytest_plugins = ["tests.controller_fixtures"]
@@ -22,15 +22,14 @@ pytest_plugins = ["tests.controller_fixtures"]
 @pytest.mark.parametrize("workers", [1, 3])
 def test_evaluated_recipes_count_and_anchors_are_among_them(bench: Bench, workers: int) -> None:
     bench = bench.with_search(strategy="random", trials=6)
-    pool, diary = ScriptedPool(workers), Diary()
-    summary = bench.drive(pool, diary)
+    pool = ScriptedPool(workers)
+    summary = bench.drive(pool)
     check_ended(bench, pool)
     assert len(pool.evaluated) == summary.evaluated == 6
     assert summary.reason == "all 6 trials are done"
     with bench.store() as store:
         anchors = {t.user_attrs.get("anchor") for t in store.trials()[:3]}
     assert anchors == {"domain's layers", "retriever alone", "uniform average"}
-    assert [h for h in diary.heard if h[0] == "recorded"] == [("recorded", 0)]
     again = bench.drive(ScriptedPool(script=failing))
     assert (again.evaluated, again.failed) == (0, 0)
 

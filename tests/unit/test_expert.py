@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +20,11 @@ from mergesearch.training.adapters import AdapterSettings
 from mergesearch.training.expert import Expert, ExpertSettings, train_expert
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import lay_out, mine_bm25, mine_with_model, read_pairs
-from tests.tiny_models import WORDS, make_tiny
+from tests.tiny_models import WORDS, file_hashes, make_tiny
 from tests.tiny_studies import make_beir
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytest_plugins = ["tests.training_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = AdapterSettings("lora", rank=4, alpha=8, targets="all")
 ROWS = [
@@ -33,19 +32,6 @@ ROWS = [
     for a, c in zip(WORDS[8:24], WORDS[24:40], strict=True)
     for b in WORDS[32:34]
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("bert", tmp_path_factory.mktemp("models") / "bert", n_layers=2)
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -67,10 +53,6 @@ def train(model: Path, pairs: Path, out: Path, **options: Any) -> Expert:
     calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart") if name in options}
     settings = {"adapter": SHAPE, "steps": 5, "batch_size": 4, "max_length": 16, "learning_rate": 5e-3, **options}
     return train_expert(str(model), [pairs], out, ExpertSettings(**settings), device="cpu", **calls)
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
 
 
 def test_triples_are_read_with_what_was_given(rows: Path) -> None:
@@ -189,7 +171,7 @@ def test_an_interrupted_expert_goes_on_to_the_same_bits(
     seen: list[int] = []
     train(bert, rows, tmp_path / "out", progress=lambda done, _: seen.append(done), **options)
     assert seen[0] == 3
-    assert digest(tmp_path / "out") == digest(undisturbed.folder)
+    assert file_hashes(tmp_path / "out") == file_hashes(undisturbed.folder)
     assert train(bert, rows, tmp_path / "out", **options).before
     with pytest.raises(MergesearchError, match=r"made with other settings \(temperature: 0\.05, now 0\.1\)"):
         train(bert, rows, tmp_path / "out", **options, temperature=0.1)

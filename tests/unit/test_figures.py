@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,14 @@ from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.figures import FIGURES
 from mergesearch.results.figures.drawing import MOST_BYTES, thinned
-from mergesearch.results.view import StudyView, TrialView, read_view
+from mergesearch.results.view import StudyView, TrialView
 from mergesearch.search.importance import importances
-from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from tests.tiny_studies import TinyStudy, make_beir, make_study
 
+pytest_plugins = ["tests.grid_fixtures"]
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def store(grid_study: TinyStudy) -> Iterator[StudyStore]:
-    with StudyStore.open(grid_study.storage, "tiny", None, exclusive=False) as store:
-        yield store
-
-
-@pytest.fixture(scope="module")
-def view(grid_study: TinyStudy, store: StudyStore) -> StudyView:
-    return read_view(load_study(grid_study.file), store)
 
 
 def figure(name: str, view: StudyView) -> dict[str, Any]:
@@ -93,7 +83,8 @@ def collections(m: TinyStudy) -> None:
     for k, name in enumerate(names):
         make_beir(m.folder / f"c{k}", seed=k, n_queries=40)
         names[k] = name
-    m.change("evaluation", "collections", to=[{"name": n, "folder": f"c{k}"} for k, n in enumerate(names)])
+    entries = [{"name": n, "folder": f"c{k}", "objective": "ab"[k % 2]} for k, n in enumerate(names)]
+    m.change("evaluation", "collections", to=entries)
 
 
 KINDS = {"one": one, "layers": layers, "categorical": categorical, "collections": collections}
@@ -119,7 +110,7 @@ def test_every_kind_of_study_has_small_figures(kind: str, trials: int, view: Stu
     assert max(len(json.dumps(f)) for f in found.values()) < MOST_BYTES
     assert {"best-so-far", "best-so-far-by-time"} <= set(found)
     if trials > 5:
-        assert set(found) == set(FIGURES)
+        assert set(found) == {name for name in FIGURES if name != "pareto-front" or kind == "collections"}
 
 
 def test_a_study_without_trials_has_no_figures(view: StudyView) -> None:
@@ -128,10 +119,13 @@ def test_a_study_without_trials_has_no_figures(view: StudyView) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_names_are_html_ids_and_axes_are_named(name: str, view: StudyView) -> None:
+def test_names_are_html_ids_and_axes_are_named(name: str, view: StudyView, tmp_path: Path) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]*", name)
     assert FIGURES[name].shows.endswith(".")
-    made = made_up(view.study, view, 20, lambda n: {"predicted": 0.5, "deviation": 0.1} if n > 4 else {})
+    tiny = make_study(tmp_path)
+    collections(tiny)
+    study = load_study(tiny.file) if name == "pareto-front" else view.study
+    made = made_up(study, view, 20, lambda n: {"predicted": 0.5, "deviation": 0.1} if n > 4 else {})
     layout = figure(name, made)["layout"]
     assert layout["title"]["text"]
     axes = [layout[key] for key in layout if re.fullmatch(r"[xy]axis\d*", key)]

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +29,10 @@ from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
 from mergesearch.training.resumable import work_folder
 from tests.commands import PRELOADED
-from tests.tiny_models import WORDS, make_tiny
+from tests.tiny_models import WORDS, file_hashes, make_tiny
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytest_plugins = ["tests.training_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEADS = {
     "bert": "mlm",
@@ -46,14 +46,6 @@ QUICK = ("bert", "qwen3")
 SHAPE = AdapterSettings(rank=4, alpha=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("documents") / "documents.txt"
@@ -61,20 +53,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("bert", tmp_path_factory.mktemp("models") / "bert", n_layers=2)
-
-
 def adapt(model: Path, documents: Path, out: Path, **options: Any) -> Adapted:
     """A short training; options of `KnowledgeSettings` and of the call."""
     calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart") if name in options}
     settings = {"adapter": SHAPE, "steps": 6, "max_length": 16, "learning_rate": 5e-3, **options}
     return train_knowledge_adapter(str(model), [documents], out, KnowledgeSettings(**settings), device="cpu", **calls)
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
@@ -90,9 +73,9 @@ def test_an_adapter_is_a_source_and_peft_merges_it_alike(
     kind: str, adapter: Any, documents: Path, tmp_path: Path
 ) -> None:
     base = make_tiny(kind, tmp_path / kind, n_layers=2, head=HEADS[kind])
-    before = digest(base)
+    before = file_hashes(base)
     made = adapt(base, documents, tmp_path / "out", adapter=AdapterSettings(adapter, rank=4, alpha=8))
-    assert digest(base) == before
+    assert file_hashes(base) == before
     assert made.objective == ("next_token" if kind in ("mistral", "qwen3") else "masked")
     source = open_source("psi", base, made.folder)
     merged = PeftModel.from_pretrained(AutoModel.from_pretrained(base), made.folder).merge_and_unload().state_dict()
@@ -161,7 +144,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(bert: Path, documents: Path,
     seen: list[tuple[int, int]] = []
     adapt(bert, documents, out, progress=lambda *step: seen.append(step))
     assert seen == [(4, 6), (5, 6), (6, 6)]
-    assert digest(out) == digest(undisturbed.folder)
+    assert file_hashes(out) == file_hashes(undisturbed.folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "undisturbed"]
 
 
@@ -176,7 +159,7 @@ def test_checkpoints_that_were_never_finished_push_no_whole_one_out(
         unfinished.mkdir()
         os.utime(unfinished, (2e9, 2e9))  # trainers go by time or by steps: it is the last by both
     adapt(bert, documents, tmp_path / "out", save_every_s=0)
-    assert digest(tmp_path / "out") == digest(undisturbed.folder)
+    assert file_hashes(tmp_path / "out") == file_hashes(undisturbed.folder)
 
 
 def test_an_interrupted_decoder_goes_on_to_the_same_bits(documents: Path, tmp_path: Path) -> None:
@@ -184,7 +167,7 @@ def test_an_interrupted_decoder_goes_on_to_the_same_bits(documents: Path, tmp_pa
     undisturbed = adapt(base, documents, tmp_path / "undisturbed", accumulate=2, steps=4)
     interrupted(base, documents, tmp_path / "out", accumulate=2, steps=4)
     adapt(base, documents, tmp_path / "out", accumulate=2, steps=4)
-    assert digest(tmp_path / "out") == digest(undisturbed.folder)
+    assert file_hashes(tmp_path / "out") == file_hashes(undisturbed.folder)
 
 
 def test_checkpoints_hold_what_is_trained_and_nothing_else(bert: Path, documents: Path, tmp_path: Path) -> None:
@@ -284,7 +267,7 @@ def test_models_that_cannot_learn_so_are_refused(
 
 def test_an_adapter_of_an_adapter_is_refused(bert: Path, documents: Path, tmp_path: Path) -> None:
     made = adapt(bert, documents, tmp_path / "out", steps=1)
-    with pytest.raises(SourceError, match="is an adapter; give the pretrained model"):
+    with pytest.raises(SourceError, match="is an adapter; give the model"):
         adapt(made.folder, documents, tmp_path / "other")
 
 

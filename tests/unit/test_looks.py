@@ -137,7 +137,7 @@ def test_a_look_scores_its_queries_over_the_documents_so_far(encoder: Encoder, k
     result = raced.evaluate()
     (scores,) = result.collections
     assert scores.looks is not None
-    (looked,) = raced._looked
+    (looked,) = raced._looked()
     judged: list[int] = []
     there: list[int] = []
     for number in range(3):
@@ -192,7 +192,7 @@ def test_a_trial_that_cannot_win_is_stopped_and_its_documents_are_not_encoded(en
     assert (stopped.tokens, stopped.value) == (look.tokens, pytest.approx(look.mean))
     assert [len(c.query_ids) for c in stopped.collections] == [15, 11]
     encoded = [
-        b for looked in raced._looked for b in looked.looks[0].queries.batches + looked.looks[0].documents.batches
+        b for looked in raced._looked() for b in looked.looks[0].queries.batches + looked.looks[0].documents.batches
     ]
     assert len(batches) == len(encoded) < raced.n_batches
     assert all(c.looks is None for c in stopped.collections)

@@ -107,3 +107,19 @@ def test_a_base_alone_is_left_out_as_well() -> None:
     left_out = [tuple(p.values()) for p in space.grid() if not grid.plans(p)]
     assert sorted(left_out) == [(0, 0), (0, 1), (1, 0)]
     assert grid.planned() == 6
+
+
+def test_what_no_coefficient_depends_on_makes_no_merge_of_a_source_alone() -> None:
+    prompts = Dimension.of_values("prompt.query", (0.0, 1.0, 2.0))
+    space = build_space(
+        METHODS["linear"],
+        sources=["retriever", "domain"],
+        groups={"all": 0.5},
+        template="retriever",
+        config={"alpha": {"values": [0, 0.5, 1]}},
+        prompts=[prompts],
+    )
+    grid = Grid(space, GridOptions(unmerged=False), 0)
+    proposed = [t.params for t in drive(grid, 100, quadratic(space))]
+    assert proposed == [p for p in space.grid() if p["alpha.all"] == 0.5]
+    assert grid.planned() == len(proposed) == 3

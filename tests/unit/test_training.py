@@ -24,7 +24,10 @@ from mergesearch.training.harness import RECORD_FILE
 from tests.tiny_models import WORDS, make_tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytest_plugins = ["tests.training_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # A word in the query always goes with another word in the document: something to learn.
 PAIRS = [(f"search {a} return", f"the {b} of {a} model graph") for a in WORDS[8:32] for b in WORDS[32:36]]
@@ -44,20 +47,6 @@ def masked_lm(folder: Path, out: Path, **options: Any) -> Path:
 
 
 RECIPES = pytest.mark.parametrize("recipe", [contrastive, masked_lm])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models of kilobytes gain nothing from threads and lose much where other work waits for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("bert", tmp_path_factory.mktemp("models") / "bert", n_layers=2)
 
 
 def weights_digest(folder: Path) -> str:

@@ -64,6 +64,7 @@ class CollectionFormat:
         read: hands records to a builder.
         write: puts a collection into the format.
         candidate_lists: whether every query of the format comes with its own list of candidates.
+        pseudo_queries: whether no user asked its queries, and nobody judged them; scores on them are labelled so.
     """
 
     name: str
@@ -72,6 +73,7 @@ class CollectionFormat:
     read: Reader[Any]
     write: Writer
     candidate_lists: bool = False
+    pseudo_queries: bool = False
 
 
 FORMATS: dict[str, CollectionFormat] = {}
@@ -79,7 +81,12 @@ FORMATS: dict[str, CollectionFormat] = {}
 
 
 def collection_format(
-    name: str, *, options: type[OptionsT], write: Writer, candidate_lists: bool = False
+    name: str,
+    *,
+    options: type[OptionsT],
+    write: Writer,
+    candidate_lists: bool = False,
+    pseudo_queries: bool = False,
 ) -> Callable[[Reader[OptionsT]], Reader[OptionsT]]:
     """Registers the decorated reader; the first line of its docstring is the format's title."""
 
@@ -87,7 +94,7 @@ def collection_format(
         if name in FORMATS:
             raise RuntimeError(f"collection format {name!r} is registered twice")
         title = (inspect.getdoc(read) or name).splitlines()[0]
-        FORMATS[name] = CollectionFormat(name, title, options, read, write, candidate_lists)
+        FORMATS[name] = CollectionFormat(name, title, options, read, write, candidate_lists, pseudo_queries)
         return read
 
     return register

@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging.kernel import Part
 from mergesearch.merging.order_statistics import kth_largest
-from mergesearch.merging.registry import Range, Site, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Site, Tensors, Workspace, merge_method
 
 
 def divergence(part: Part) -> torch.Tensor:
@@ -54,6 +54,7 @@ def threshold(site: Site, work: Workspace, fence: float) -> tuple[float, torch.T
     properties=("symmetric", "zero_task_vectors"),
     parity="mergekit's float64 result, but for elements right at the threshold; mergekit's divergences are rounded to "
     "the stored dtype, and its quartiles those of a sample above 1M elements",
+    one_shot=OneShot("mergekit's fence"),
 )
 def arcee_fusion(
     tensors: Tensors,

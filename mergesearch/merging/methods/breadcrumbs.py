@@ -9,7 +9,7 @@ import torch
 
 from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.combine import add_task_vectors
-from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import EQUAL, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim_both_ends
 
 
@@ -21,6 +21,7 @@ from mergesearch.merging.sparsify import Sparsify, trim_both_ends
     dense="task_arithmetic",
     mergekit=mergekit_arithmetic.breadcrumbs,
     parity="float32, and ties at the thresholds all kept; equal to the bit with `arithmetic: mergekit`",
+    one_shot=OneShot("chosen here: the largest 1% and the smallest 89% dropped", {"weight": EQUAL, "density": 0.1}),
 )
 def breadcrumbs(
     tensors: Tensors,

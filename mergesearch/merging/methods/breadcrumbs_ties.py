@@ -9,7 +9,7 @@ import torch
 
 from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.consensus import add_elected
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim_both_ends
 
 
@@ -21,6 +21,11 @@ from mergesearch.merging.sparsify import Sparsify, trim_both_ends
     dense="ties",
     mergekit=mergekit_arithmetic.breadcrumbs_ties,
     parity="float32, and ties at the thresholds all kept; equal to the bit with `arithmetic: mergekit`",
+    one_shot=OneShot(
+        "chosen here: the largest 1% and the smallest 89% dropped, then as TIES",
+        {"weight": 1.0, "density": 0.1},
+        {"normalize": True},
+    ),
 )
 def breadcrumbs_ties(
     tensors: Tensors,

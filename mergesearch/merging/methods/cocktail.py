@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 
-from mergesearch.merging.registry import Doc, Measured, PerSource, Range, Tensors, merge_method
+from mergesearch.merging.registry import Doc, Measured, OneShot, PerSource, Range, Tensors, merge_method
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ def _mixed(sources: Sequence[str], options: Mapping[str, OptionValue]) -> Sequen
     paper="https://arxiv.org/abs/2311.13534",
     min_sources=2,
     properties=("linear_map",),
+    one_shot=OneShot("the paper's α; τ of its authors' code"),
 )
 def cocktail(
     tensors: Tensors,

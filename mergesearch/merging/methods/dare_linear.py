@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.masks import Masks, dare_masks
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -18,6 +18,10 @@ from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspa
     properties=("one_hot", "symmetric", "zero_task_vectors", "random"),
     dense="task_arithmetic",
     parity="the same for the same mask, in float32 throughout; masks follow from the study's seed",
+    one_shot=OneShot(
+        "chosen here: nine of ten elements dropped, which the paper finds to cost little",
+        {"weight": 1.0, "density": 0.1},
+    ),
 )
 def dare_linear(
     tensors: Tensors,

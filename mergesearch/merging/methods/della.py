@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging.consensus import add_elected
 from mergesearch.merging.masks import Masks, della_masks
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -20,6 +20,7 @@ from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspa
     dense="ties",
     parity="the same for the same mask, in float32 throughout; masks follow from the study's seed, and ε is cut "
     "where mergekit refuses it",
+    one_shot=OneShot("chosen here: density .3, else the defaults", {"weight": 1.0, "density": 0.3}),
 )
 def della(
     tensors: Tensors,

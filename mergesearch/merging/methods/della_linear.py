@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.masks import Masks, della_masks
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import EQUAL, Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -20,6 +20,7 @@ from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspa
     dense="task_arithmetic",
     parity="the same for the same mask, in float32 throughout; masks follow from the study's seed, and ε is cut "
     "where mergekit refuses it",
+    one_shot=OneShot("chosen here: density .3, else the defaults", {"weight": EQUAL, "density": 0.3}),
 )
 def della_linear(
     tensors: Tensors,

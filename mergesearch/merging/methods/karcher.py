@@ -9,7 +9,7 @@ import torch
 
 from mergesearch.merging.combine import normalized, weighted_sum
 from mergesearch.merging.gram import cosines, gram, norms
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, merge_method
+from mergesearch.merging.registry import Doc, OneShot, PerSource, Range, Tensors, merge_method
 
 
 @merge_method(
@@ -18,6 +18,7 @@ from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, merge_m
     prepare=gram,
     properties=("one_hot", "symmetric"),
     parity="to 2e-7 of the largest element in float64, 2e-6 in float32; mergekit has no weights",
+    one_shot=OneShot("equal weights"),
 )
 def karcher(
     tensors: Tensors,

@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.combine import normalized, weighted_sum
-from mergesearch.merging.registry import Doc, PerSource, Range, Shorthand, Tensors, merge_method
+from mergesearch.merging.registry import EQUAL, Doc, OneShot, PerSource, Range, Shorthand, Tensors, merge_method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,7 @@ def alpha_weights(alpha: float, template: str, sources: Sequence[str]) -> dict[s
     mergekit=mergekit_arithmetic.linear,
     parity="float32 as mergekit's; weights are divided by their sum first, which is a last unit or two",
     shorthands=[Shorthand("alpha", 2, 0.0, 1.0, "Weight of the template; the other has 1 − α.", alpha_weights)],
+    one_shot=OneShot("the paper's uniform soup", {"weight": EQUAL}),
 )
 def linear(
     tensors: Tensors,

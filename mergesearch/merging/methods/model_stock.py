@@ -12,7 +12,7 @@ import torch
 
 from mergesearch.merging.combine import add_task_vectors
 from mergesearch.merging.gram import cosines, gram, row_gram
-from mergesearch.merging.registry import Doc, Range, Site, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import Doc, OneShot, Range, Site, Tensors, Workspace, merge_method
 
 SINGULAR = 1e-6
 """Where 1 + (N − 1) c is smaller, task vectors cancel and say nothing of t, which is then 0."""
@@ -31,6 +31,7 @@ def whole_gram(site: Site, filter_wise: bool) -> torch.Tensor | None:
     min_sources=2,
     properties=("symmetric", "zero_task_vectors"),
     parity="to 2e-7 of the largest element in float64, 2e-6 in float32; cosines of tiny task vectors are not shrunk",
+    one_shot=OneShot("the paper, which has no coefficient"),
 )
 def model_stock(
     tensors: Tensors,

@@ -14,7 +14,7 @@ import torch
 
 from mergesearch.merging.combine import add_task_vectors, normalized, weighted_sum
 from mergesearch.merging.gram import gram, norms
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import EQUAL, Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 
 CANCELLED = 1e-6
 """Weights in float32 cannot say the direction of a mean of unit vectors that is shorter."""
@@ -26,6 +26,7 @@ CANCELLED = 1e-6
     prepare=gram,
     properties=("one_hot", "symmetric"),
     parity="to 2e-7 of the largest element in float64, 2e-6 in float32",
+    one_shot=OneShot("equal weights", {"weight": EQUAL}),
 )
 def multislerp(
     tensors: Tensors,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -15,6 +15,7 @@ from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
     max_sources=1,
     properties=("symmetric", "zero_task_vectors"),
     parity="mergekit computes in the stored dtype, this in float32; equal but for rounding where t ≥ 1e-6",
+    one_shot=OneShot("the model that the method comes from", {"t": 1e-4}),
 )
 def nearswap(
     tensors: Tensors,

@@ -12,7 +12,7 @@ import torch
 
 from mergesearch.merging.combine import add_task_vectors, normalized, weighted_sum
 from mergesearch.merging.gram import arc, column_gram, cosines, gram, row_gram
-from mergesearch.merging.registry import Doc, PerSource, Range, Site, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import EQUAL, Doc, OneShot, PerSource, Range, Site, Tensors, Workspace, merge_method
 
 PARALLEL = 1e-16
 """Below this squared sine two vectors are parallel."""
@@ -34,6 +34,7 @@ def angles(site: Site, flatten: bool, row_wise: bool) -> torch.Tensor | None:
     max_sources=2,
     properties=("one_hot", "symmetric"),
     parity="to 2e-7 of the largest element in float64, 2e-6 in float32; weights that cancel are refused",
+    one_shot=OneShot("equal weights", {"weight": EQUAL}),
 )
 def nuslerp(
     tensors: Tensors,

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 
 from mergesearch.merging.overlap import add_changes
-from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -15,6 +15,7 @@ from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
     paper="https://arxiv.org/abs/2601.13572",
     properties=("symmetric", "zero_task_vectors"),
     parity="mergekit computes in the stored dtype, this in float32; equal but for rounding",
+    one_shot=OneShot("mergekit's defaults"),
 )
 def ram(
     tensors: Tensors,

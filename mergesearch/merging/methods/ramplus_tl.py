@@ -9,7 +9,7 @@ import torch
 
 from mergesearch.merging.kernel import Part
 from mergesearch.merging.overlap import add_changes, change, n_changed
-from mergesearch.merging.registry import Range, Site, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Site, Tensors, Workspace, merge_method
 
 
 def scales(site: Site, work: Workspace, epsilon: float, r: float, alpha: float) -> list[float]:
@@ -34,6 +34,7 @@ def _shared_and_unique(part: Part, work: Workspace, epsilon: float) -> torch.Ten
     prepare=scales,
     properties=("symmetric", "zero_task_vectors"),
     parity="mergekit computes in the stored dtype, this in float32; equal but for rounding",
+    one_shot=OneShot("mergekit's defaults"),
 )
 def ramplus_tl(
     tensors: Tensors,

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 
 from mergesearch.merging.methods.task_arithmetic import task_arithmetic
-from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Tensors, Workspace, merge_method
 from mergesearch.recipe import CoefficientValue
 
 
@@ -23,6 +23,7 @@ def alone(source: int, _: int) -> dict[str, CoefficientValue]:
     min_sources=2,
     max_sources=2,
     properties=("zero_task_vectors", "linear_map"),
+    one_shot=OneShot("the paper's α, and the whole of Δ"),
 )
 def re_adapt(
     tensors: Tensors,

@@ -11,7 +11,7 @@ from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.consensus import add_elected
 from mergesearch.merging.kernel import Part, Site
 from mergesearch.merging.order_statistics import kth_largest
-from mergesearch.merging.registry import Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify
 
 
@@ -91,6 +91,7 @@ def _squares(part: Part, work: Workspace, threshold: float | None) -> torch.Tens
     properties=("symmetric", "zero_task_vectors"),
     parity="float32, ties at the threshold all kept and no constants; equal to the bit with `arithmetic: mergekit`",
     mergekit=mergekit_arithmetic.sce,
+    one_shot=OneShot("all elements, as mergekit's default"),
 )
 def sce(
     tensors: Tensors,

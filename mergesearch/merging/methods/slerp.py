@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging.combine import weighted_sum
 from mergesearch.merging.gram import arc, cosines, gram
-from mergesearch.merging.registry import Range, Tensors, merge_method
+from mergesearch.merging.registry import OneShot, Range, Tensors, merge_method
 
 STRAIGHT = 0.9995
 """Above this |cosine| the chord is taken for the arc."""
@@ -23,6 +23,7 @@ STRAIGHT = 0.9995
     max_sources=2,
     properties=("one_hot",),
     parity="to 2e-7 of the largest element in float64; float32 norms of large tensors differ to 1e-5",
+    one_shot=OneShot("halfway", {"t": 0.5}),
 )
 def slerp(
     tensors: Tensors,

@@ -8,7 +8,7 @@ import torch
 
 from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.combine import add_task_vectors
-from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import OneShot, PerSource, Range, Tensors, Workspace, merge_method
 
 
 @merge_method(
@@ -17,6 +17,7 @@ from mergesearch.merging.registry import PerSource, Range, Tensors, Workspace, m
     properties=("one_hot", "symmetric", "zero_task_vectors", "linear_map"),
     mergekit=mergekit_arithmetic.task_arithmetic,
     parity="mergekit computes in the stored dtype, this in float32; equal but for rounding",
+    one_shot=OneShot("zero-shot retrieval (SIGIR 2025): α = 1", {"weight": 1.0}),
 )
 def task_arithmetic(
     tensors: Tensors,

@@ -9,7 +9,7 @@ import torch
 
 from mergesearch.merging import mergekit_arithmetic
 from mergesearch.merging.consensus import add_elected
-from mergesearch.merging.registry import Doc, PerSource, Range, Tensors, Workspace, merge_method
+from mergesearch.merging.registry import Doc, OneShot, PerSource, Range, Tensors, Workspace, merge_method
 from mergesearch.merging.sparsify import Sparsify, trim
 
 
@@ -20,6 +20,7 @@ from mergesearch.merging.sparsify import Sparsify, trim
     properties=("one_hot", "symmetric", "zero_task_vectors"),
     mergekit=mergekit_arithmetic.ties,
     parity="float32, and ties at the threshold all kept; equal to the bit with `arithmetic: mergekit`",
+    one_shot=OneShot("the paper without validation data: k = 20%, λ = 1", {"weight": 1.0, "density": 0.2}),
 )
 def ties(
     tensors: Tensors,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergesearch.results.figures import best_so_far, calibration, coefficients, landscape, wins
+from mergesearch.results.figures import best_so_far, calibration, coefficients, front, landscape, wins
 from mergesearch.results.figures.drawing import StudyFigure
 
 __all__ = ["FIGURES", "StudyFigure"]
@@ -12,6 +12,7 @@ FIGURES: dict[str, StudyFigure] = {
     for f in (
         best_so_far.BY_TOKENS,
         best_so_far.BY_TIME,
+        front.FRONT,
         landscape.MEASURED,
         coefficients.COEFFICIENTS,
         wins.WINS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from itertools import accumulate, pairwise
 
 import plotly.graph_objects as go
 
@@ -19,6 +18,7 @@ from mergesearch.results.figures.drawing import (
     StudyFigure,
     framed,
     rounded,
+    stairs,
     thinned,
     trial_words,
 )
@@ -32,10 +32,8 @@ MOST_LINES = 5
 
 def best_by_tokens(view: StudyView) -> go.Figure | None:
     """Best so far against tokens encoded by then, by all trials that had ended, whatever became of them."""
-    ended = sorted((t for t in view.trials if t.ended is not None), key=_end)
-    spent = dict(zip([t.number for t in ended], accumulate(t.tokens for t in ended), strict=True))
-    most = max(spent.values(), default=0)
-    unit, factor = _unit(most)
+    spent = view.tokens_by_then
+    unit, factor = _unit(max(spent.values(), default=0))
     return _draw(view, lambda t: spent[t.number] / factor, f"tokens encoded{unit}", "Best so far by tokens")
 
 
@@ -48,7 +46,8 @@ def best_by_time(view: StudyView) -> go.Figure | None:
     start = spans[0][0]
 
     def seconds(trial: TrialView) -> float:
-        end = _end(trial)[0]
+        end = trial.ended
+        assert end is not None
         return (end - start - sum((length for at, length in pauses if at <= end), timedelta())).total_seconds()
 
     last = max(seconds(t) for t in view.trials if t.ended is not None)
@@ -70,15 +69,7 @@ def _draw(view: StudyView, spent: Callable[[TrialView], float], x: str, title: s
         name="trial",
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
     )
-    steps = [found[0], *(b for a, b in pairwise(found) if b[1] > a[1]), found[-1]]
-    best = go.Scatter(
-        x=[rounded(spent(t)) for t, _ in steps],
-        y=[rounded(value) for _, value in steps],
-        mode="lines",
-        line={"shape": "hv", "color": BLUE, "width": 3},
-        name="best so far",
-        hoverinfo="skip",
-    )
+    best = stairs(found, spent, name="best so far", line={"color": BLUE, "width": 3}, hoverinfo="skip")
     end = rounded(spent(found[-1][0]))
     return framed([points, best, *_references(view, end)], title, x, f"{view.metric} (dev, selection score)")
 
@@ -111,11 +102,6 @@ def _pauses(spans: Sequence[tuple[datetime, datetime]]) -> list[tuple[datetime, 
             found.append((start, start - until))
         until = max(until, end)
     return found
-
-
-def _end(trial: TrialView) -> tuple[datetime, int]:
-    assert trial.ended is not None
-    return trial.ended, trial.number
 
 
 def _unit(tokens: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -85,6 +86,27 @@ def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
 def rounded(value: float, digits: int = 5) -> float:
     """So many digits after the point; JSON grows with every further one."""
     return round(float(value), digits)
+
+
+def stairs(
+    best: Sequence[tuple[TrialView, float]], at: Callable[[TrialView], float], *, line: dict[str, Any], **drawn: Any
+) -> go.Scatter:
+    """The best so far as a line of level stretches.
+
+    Args:
+        best: of `StudyView.best_so_far`, one trial or more.
+        at: where a trial lies on the axis.
+        line: its colour and the like.
+        drawn: further properties of the trace.
+    """
+    steps = [best[0], *(b for a, b in pairwise(best) if b[1] > a[1]), best[-1]]
+    return go.Scatter(
+        x=[rounded(at(t)) for t, _ in steps],
+        y=[rounded(value) for _, value in steps],
+        mode="lines",
+        line={"shape": "hv", **line},
+        **drawn,
+    )
 
 
 def trial_words(trials: Sequence[TrialView]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.results.report.cautions import ALPHA, sentence
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.tested import shown_p
@@ -42,14 +43,15 @@ def answer(view: StudyView, tests: Sequence[HeldOut]) -> Answer:
         return Answer(highest, sentence(choice.reason()), "open")
     if not tests:
         recommended = f"The search recommends the merge of trial {choice.number}."
-        more = f"On the dev queries {choice.reason()}. Whether that holds on test queries is not known yet."
+        kind = f" ({PSEUDO})" if choice.on_queries else ""
+        more = f"On the dev queries{kind} {choice.reason()}. Whether that holds on test queries is not known yet."
         return Answer(recommended, more, "open")
     return _tested(choice.number, [t for t in tests if t.split == tests[0].split])
 
 
 def _tested(number: int, tests: Sequence[HeldOut]) -> Answer:
     """What the test queries say of a recommended merge."""
-    where = " and ".join(t.scores.collection for t in tests)
+    where = " and ".join(t.where for t in tests)
     against = [t for read in tests for t in read.tests]
     sources = [t for t in against if t.against.endswith(" alone")]
     averages = [t for t in against if t.against == UNIFORM_AVERAGE]

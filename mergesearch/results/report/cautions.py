@@ -43,6 +43,7 @@ def cautions(view: StudyView, tests: Sequence[HeldOut], candidates: Sequence[Can
     found = [
         *_of_the_choice(view, tests),
         *_of_the_test(view, tests),
+        *_of_pseudo_queries(view, tests),
         *_of_the_queries(view),
         *_of_stability(view, candidates),
         *_of_the_space(view),
@@ -119,6 +120,18 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             "wears it out: the next score is a little more of a selection score."
         )
         yield Caution(f"The test split was looked at {times} times", text)
+
+
+def _of_pseudo_queries(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]:
+    names = [c.name for c in view.study.collection_specs() if c.pseudo_queries]
+    if view.choice is None or not names:
+        return
+    text = (
+        f"The queries of {' and '.join(names)} were made from its documents. A merge that finds a document by "
+        "its own words need not find what users ask for: judged queries, be they few, say more (docs/pseudo.md)."
+    )
+    judged = [t for t in tests if not t.pseudo]
+    yield Caution(f"The merge was chosen{view.choice.on_queries}", text, serious=not judged)
 
 
 def _of_the_queries(view: StudyView) -> Iterator[Caution]:
@@ -218,6 +231,10 @@ def _of_trials(view: StudyView) -> Iterator[Caution]:
     if states["pruned"]:
         text = "They could not win and were stopped before their last query, so their scores are estimates."
         yield Caution(f"{states['pruned']} of {n} trials were stopped early", text)
+    if view.choice is not None and view.choice.set_aside:
+        names = ", ".join(f"{name} (at most {lost:g})" for name, lost in view.study.objectives.allowances.items())
+        text = f"Against {view.study.objectives.template} alone they lose more than they may on {names}."
+        yield Caution(f"{view.choice.set_aside} merges are set aside", text)
     if states["running"]:
         text = "They have not ended: the study is going on, or was interrupted. Running it again goes on with them."
         yield Caution(f"{states['running']} of {n} trials are unfinished", text)

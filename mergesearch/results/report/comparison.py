@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import plotly.graph_objects as go
 
 from mergesearch.results.comparing import Pair, Studies
-from mergesearch.results.figures.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, framed, rounded
+from mergesearch.results.figures.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, framed, stairs
 from mergesearch.results.report.intervals import Forest
 from mergesearch.results.report.page import Figure, page
 from mergesearch.results.report.svg import draw
-from mergesearch.results.view import StudyView
+from mergesearch.results.view import StudyView, TrialView
 
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -49,29 +48,19 @@ def headline(studies: Studies) -> str:
 
 def best_together(names: Sequence[str], views: Sequence[StudyView]) -> go.Figure | None:
     """Best so far against tokens encoded, a line per study; None where nothing is scored."""
-    lines = []
-    for i, (name, view) in enumerate(zip(names, views, strict=True)):
-        found = view.best_so_far()
-        if not found:
-            continue
-        ended = sorted((t for t in view.trials if t.ended is not None), key=lambda t: (t.ended, t.number))
-        spent = dict(zip([t.number for t in ended], accumulate(t.tokens for t in ended), strict=True))
-        steps = [found[0], *(b for a, b in pairwise(found) if b[1] > a[1]), found[-1]]
-        lines.append(
-            go.Scatter(
-                x=[spent[t.number] for t, _ in steps],
-                y=[rounded(best) for _, best in steps],
-                mode="lines",
-                line={"shape": "hv", "color": _COLOURS[i % 7], "dash": _DASHES[i % 4], "width": 2.5},
-                name=f"{name}: {found[-1][1]:.4f}",
-            )
-        )
+    each = enumerate(zip(names, views, strict=True))
+    lines = [_line(i, name, view, best) for i, (name, view) in each if (best := view.best_so_far())]
     metrics = " or ".join(dict.fromkeys(v.metric for v in views))
     return framed(lines, "Best so far", "tokens encoded", f"{metrics} (dev, selection score)") if lines else None
+
+
+def _line(i: int, name: str, view: StudyView, best: Sequence[tuple[TrialView, float]]) -> go.Scatter:
+    line = {"color": _COLOURS[i % 7], "dash": _DASHES[i % 4], "width": 2.5}
+    return stairs(best, lambda t: view.tokens_by_then[t.number], line=line, name=f"{name}: {best[-1][1]:.4f}")
 
 
 def _sentence(pair: Pair) -> str:
     assert pair.comparison is not None
     better, worse = (pair.first, pair.second) if pair.comparison.mean_difference > 0 else (pair.second, pair.first)
     difference = abs(pair.comparison.mean_difference)
-    return f"On {pair.collection} the merge of {better} is better than that of {worse} by {difference:.4f}."
+    return f"On {pair.where} the merge of {better} is better than that of {worse} by {difference:.4f}."

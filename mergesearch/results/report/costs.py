@@ -11,6 +11,8 @@ from mergesearch.results.view import StudyView, TrialView
 
 ENQUEUED = "enqueued"
 """What trials are listed under that no strategy proposed."""
+IMPORTED = "imported from another study"
+"""What trials are listed under that were not evaluated in this one."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Costs:
         trials: how many were begun.
         states: how many ended, or have not ended, in which state.
         reused: those whose score was known already.
+        imported: those that another study evaluated.
         tokens: encoded, padding not counted.
         gpu_seconds: for which workers were held; a worker without a GPU counts as one.
         phases: wall seconds by phase, over all trials.
@@ -30,6 +33,7 @@ class Costs:
     trials: int
     states: Counter[str]
     reused: int
+    imported: int
     tokens: int
     gpu_seconds: float
     phases: dict[str, float]
@@ -68,6 +72,7 @@ def costs(view: StudyView) -> Costs:
         trials=len(view.trials),
         states=Counter(t.state for t in view.trials),
         reused=sum(t.reused for t in view.trials),
+        imported=sum(bool(t.imported) for t in view.trials),
         tokens=sum(t.tokens for t in view.trials),
         gpu_seconds=sum(t.gpu_seconds for t in view.trials),
         phases=phases,
@@ -91,12 +96,12 @@ def strategies(view: StudyView) -> tuple[Strategy, ...]:
     """Every strategy that proposed trials, in the order of their first ones."""
     of: dict[str, list[TrialView]] = {}
     for t in view.trials:
-        of.setdefault(ENQUEUED if t.anchor else t.strategy or "unknown", []).append(t)
+        of.setdefault(_proposed_by(t), []).append(t)
     gained: Counter[str] = Counter()
     before: float | None = None
     for t, best in view.best_so_far():
         if before is not None and best > before:
-            gained[ENQUEUED if t.anchor else t.strategy or "unknown"] += best - before  # type: ignore[assignment]
+            gained[_proposed_by(t)] += best - before  # type: ignore[assignment]
         before = best
     return tuple(
         Strategy(
@@ -109,3 +114,9 @@ def strategies(view: StudyView) -> tuple[Strategy, ...]:
         )
         for name, trials in of.items()
     )
+
+
+def _proposed_by(trial: TrialView) -> str:
+    if trial.imported:
+        return IMPORTED
+    return ENQUEUED if trial.anchor else trial.strategy or "unknown"

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import numpy as np
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.resampling import bootstrap_weights, plain_weights
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST
@@ -32,6 +33,7 @@ class HeldOut:
         same: labels of those that score the same on every query, as equal weights do: nothing to be tested.
         at: when the newest of these readings was taken, in UTC.
         readings: how often the chosen merge was scored on this collection; the newest is shown.
+        pseudo: its queries are pseudo-queries, by what the study file says of the test split now.
     """
 
     split: str
@@ -41,6 +43,12 @@ class HeldOut:
     same: tuple[str, ...]
     at: datetime
     readings: int
+    pseudo: bool = False
+
+    @property
+    def where(self) -> str:
+        """The collection, and what its queries are where no user asked them."""
+        return f"{self.scores.collection} ({PSEUDO})" if self.pseudo else self.scores.collection
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ def held_out(view: StudyView) -> tuple[HeldOut, ...]:
     for r in rows:
         if r.fingerprint == fingerprint and r.subject.startswith(CHOSEN):
             mine.setdefault((r.split, r.scores.collection, r.scores.metric), []).append(r)
+    pseudo = {c.name for c in view.study.collection_specs(test=True) if c.pseudo_queries}
     found = []
     for (split, collection, metric), readings in mine.items():
         newest = readings[-1]
@@ -82,7 +91,7 @@ def held_out(view: StudyView) -> tuple[HeldOut, ...]:
         same = tuple(label for label, o in others.items() if np.array_equal(o.scores, newest.scores.scores))
         different = {label: o for label, o in others.items() if label not in same}
         tests = paired_tests(newest.scores, different)
-        found.append(HeldOut(split, newest.scores, others, tests, same, newest.at, len(readings)))
+        found.append(HeldOut(split, newest.scores, others, tests, same, newest.at, len(readings), collection in pseudo))
     return tuple(sorted(found, key=lambda t: t.split != "test"))  # stable: other splits after `test`
 
 

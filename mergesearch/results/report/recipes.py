@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mergesearch.errors import MergeError
 from mergesearch.recipe import MergeRecipe
+from mergesearch.results.coefficients import coefficient_values
 from mergesearch.results.distance import factors
 from mergesearch.sources.layout import span
 from mergesearch.study import Study
@@ -41,15 +42,8 @@ def parts(study: Study, recipe: MergeRecipe) -> tuple[Part, ...]:
             known = {}
     found = []
     for group in recipe.groups:
-        shown: list[tuple[str, str]] = []
-        for name, value in group.coefficients.items():
-            declared = study.method.coefficients.get(name)
-            if isinstance(value, Mapping):
-                shown += [(f"{name} of {source}", f"{v:.4g}") for source, v in value.items()]
-            elif declared is not None and declared.names_sources:
-                shown.append((name, study.method.sources_of(recipe)[round(value)]))
-            else:
-                shown.append((name, f"{value:.4g}"))
+        values = coefficient_values(recipe, group)
+        shown = tuple((f"{name} of {source}" if source else name, value) for name, source, value in values)
         multiplied = {source: factor for source, factor in known.get(group.name, {}).items() if source}
-        found.append(Part(group.name, span(group.places), group.copy_from, tuple(shown), multiplied))
+        found.append(Part(group.name, span(group.places), group.copy_from, shown, multiplied))
     return tuple(found)

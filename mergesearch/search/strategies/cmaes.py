@@ -31,7 +31,8 @@ class CMAESOptions(StrategyOptions):
     """Members of a generation; None for 4 + ⌊3 ln D⌋. A multiple of the number of workers keeps all busy."""
     x0: Literal["centre", "template", "best"] | dict[str, float] = "centre"
     """Where the first mean lies: the centre of all ranges, the template source alone, the best trial enqueued
-    before, or values by parameter name (the centre for those not named)."""
+    before, or values by parameter name (the centre for those not named). By default the best where the study starts
+    from another one."""
     sigma0: float = Field(0.2, gt=0, le=1)
     """First standard deviation as a fraction of every range (Hansen 2016: up to .3; smaller suits
     small budgets)."""
@@ -65,6 +66,7 @@ class CMAES(PopulationStrategy):
     name = "cmaes"
     title = "CMA evolution strategy"
     paper = "https://arxiv.org/abs/1604.00772"
+    started = {"x0": "best"}  # noqa: RUF012
     Options = CMAESOptions
     options: CMAESOptions
 

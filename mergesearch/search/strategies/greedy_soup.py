@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from mergesearch.errors import StudyFileError
+from mergesearch.errors import Problem, StudyFileError
 from mergesearch.search.ledger import Ledger, PointRecord
 from mergesearch.search.strategy import Proposal, Strategy, StrategyOptions
 
@@ -45,6 +45,9 @@ class GreedySoup(Strategy):
 
     def __init__(self, space: SearchSpace, options: GreedySoupOptions, seed: int) -> None:
         super().__init__(space, options, seed)
+        if choices := [d.name for d in space.free if not d.ordered]:
+            message = "greedy_soup averages sources and makes no choice: give one prompt, or take another strategy"
+            raise StudyFileError([Problem(f"{message} (grid, tpe)", name) for name in choices])
         self._sources = _sources(space)
         n = len(self._sources)
         # Soups of every size that each source is in, and that each is not in.

@@ -63,8 +63,8 @@ class Grid(Strategy):
             Problem("a grid needs values here: give `values` or `step`, or `points` of the grid", name)
             for name in empty
         ]
-        if self.planned() > MOST_POINTS:
-            problems.append(Problem(f"a grid of {self.planned():,} points; at most {MOST_POINTS:,} make sense"))
+        if self._size > MOST_POINTS:
+            problems.append(Problem(f"a grid of {self._size:,} points; at most {MOST_POINTS:,} make sense"))
         if problems:
             raise StudyFileError(problems)
 
@@ -100,13 +100,12 @@ class Grid(Strategy):
 
     def planned(self) -> int:
         """The number of points."""
-        return math.prod(len(c) for c in self._choices) - len(self._left_out)
+        return self._size if self.options.unmerged else len(self._points)
 
     def plans(self, params: Params) -> bool:
         """Whether the grid has the point."""
-        return self._within(params) and self.space.point(params) not in self._left_out
-
-    def _within(self, params: Params) -> bool:
+        if not self.options.unmerged and self.space.is_unmerged(params):
+            return False
         choices = zip(self.space.dimensions, self._choices, strict=True)
         return all(any(_same(params[d.name], value) for value in values) for d, values in choices)
 
@@ -137,11 +136,9 @@ class Grid(Strategy):
             return dimension.evenly(self.options.points)
         return choices or ()
 
-    @cached_property
-    def _left_out(self) -> frozenset[Point]:
-        if self.options.unmerged:
-            return frozenset()
-        return frozenset(self.space.point(p) for p in self.space.unmerged if self._within(dict(p)))
+    @property
+    def _size(self) -> int:
+        return math.prod(len(c) for c in self._choices)
 
     @cached_property
     def _points(self) -> list[_Entry]:
@@ -149,7 +146,8 @@ class Grid(Strategy):
         names = [d.name for d in self.space.dimensions]
         every = [dict(zip(names, values, strict=True)) for values in product(*self._choices)]
         points = [(index, params, self.space.point(params)) for index, params in enumerate(every)]
-        points = [entry for entry in points if entry[2] not in self._left_out]
+        if not self.options.unmerged:
+            points = [entry for entry in points if not self.space.is_unmerged(entry[1])]
         if self.options.order == "shuffled":
             shuffled = np.random.default_rng(derive_seed(self.seed, self.name)).permutation(len(points))
             points = [points[i] for i in shuffled]
