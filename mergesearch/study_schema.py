@@ -283,6 +283,8 @@ class PoolEntry(_Closed):
 
     negatives: int = Field(ge=0)
     """Negatives per query; 0 keeps judged documents only."""
+    test_negatives: int | None = Field(default=None, ge=0)
+    """The same for test queries; where it is not given they rank the whole corpus."""
 
 
 class SubsampleEntry(_Closed):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.protocols.limited_data import RIVAL, Outcome
-from mergesearch.results.evaluate import Table, shown_p
+from mergesearch.results.evaluate import Table
+from mergesearch.results.tested import shown_p
 
 if TYPE_CHECKING:
     import numpy as np
