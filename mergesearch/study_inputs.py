@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergesearch.checks import Checks
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import (
@@ -28,7 +29,6 @@ from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
-from mergesearch.study_checks import Checks
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_prompts import given_prompts, searched_prompts
 from mergesearch.study_schema import SourceEntry

@@ -10,6 +10,7 @@ from typing import Self, cast
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import ExampleSet
 from mergesearch.evaluation.objectives import Objectives
+from mergesearch.evaluation_schema import EvaluationEntry
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, GroupRecipe, MergeRecipe, SourceRef
@@ -26,7 +27,6 @@ from mergesearch.sources.vocabulary import SharedTokens, hash_of_shared, same_vo
 from mergesearch.study_checks import sources_to_measure
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_prompts import given_prompts, prompt_dimensions, searched_prompts
-from mergesearch.study_schema import EvaluationEntry
 
 Coefficients = Mapping[str, Mapping[str, CoefficientValue]]
 """Group name to coefficient name to value."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergesearch.errors import MergeError, Problem, StudyFileError, unknown
+from mergesearch.evaluation_schema import DType, EvaluationEntry
 from mergesearch.measuring import measure
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
@@ -26,16 +27,7 @@ from mergesearch.search.ranges import is_range
 from mergesearch.storage.engine import redact
 from mergesearch.study import Study
 from mergesearch.study_file import ParsedStudy
-from mergesearch.study_schema import (
-    DType,
-    EvaluationEntry,
-    GroupsEntry,
-    MergeEntry,
-    SearchEntry,
-    SourceEntry,
-    StudyFile,
-    WorkersEntry,
-)
+from mergesearch.study_schema import GroupsEntry, MergeEntry, SearchEntry, SourceEntry, StudyFile, WorkersEntry
 
 Setting = bool | float | str
 OnLoss = Callable[[str, float], None]
