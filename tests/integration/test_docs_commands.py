@@ -68,6 +68,7 @@ HUB = "uploads to the hub; tests of the export do so to an endpoint of their own
 WATCHES = "looks again until the study ends; the tests of the live view watch one"
 SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py asks it for pages"
 TRAINS = "trains for minutes; the tests of training run the like of it on tiny models"
+TRAINS_TINY = "trains eleven times; tests/integration/test_limited_data.py runs it on tiny models"
 CASES = [
     *(Case(f"mergesearch {name}", NAME) for name in sorted({*cli.commands} - {"methods", "studies"})),
     Case("mergesearch validate *", RUN),
@@ -104,6 +105,7 @@ CASES = [
     Case("mergesearch clean *", RUN),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
+    Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
 ]
 

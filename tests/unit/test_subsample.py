@@ -47,7 +47,7 @@ def test_few_queries_are_scored_on_the_pool_of_all(tmp_path: Path) -> None:
 
 
 def test_a_sampled_study_differs_in_nothing_else(tmp_path: Path) -> None:
-    made = make_study(tmp_path / "study", n_layers=1)
+    made = make_study(tmp_path / "study")
     study = load_study(made.file)
     few = sampled_study(study.parsed, 5, 2)
     assert few.name == "tiny.5-queries.2"
