@@ -197,7 +197,7 @@ class LimitedDataProtocol:
         """The study that is run for a sample: the study itself where its points do not depend on scores."""
         if number == 0 or is_fixed(study):
             return study
-        return sampled_study(study.parsed, self.settings.queries, number)
+        return sampled_study(study, self.settings.queries, number)
 
     def runs(self) -> Iterator[tuple[Study, int]]:
         """Each study with the samples that it is run for."""
