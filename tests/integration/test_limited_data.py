@@ -253,12 +253,10 @@ def test_the_plan_comes_first_and_the_tables_last(tiny: TinyStudy) -> None:
         (("evaluation", "collections", 0, "subsample"), {"queries": 12, "seed": 1}, "take it out"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    path: tuple[str | int, ...], to: Any, message: str, tiny: TinyStudy
-) -> None:
+def test_what_cannot_be_compared_is_refused(path: tuple[str | int, ...], to: Any, said: str, tiny: TinyStudy) -> None:
     answer = mergesearch(*arguments(tiny.change(*path, to=to)))
     assert answer.code == 2
-    assert message in answer.err
+    assert said in answer.err
 
 
 def test_studies_that_differ_in_what_they_are_scored_on_are_refused(tiny: TinyStudy) -> None:
