@@ -159,6 +159,10 @@ class LimitedDataProtocol:
             content, name = study.parsed.content, study.parsed.path.name
             if content.search.racing is not None:
                 problems.append(f"{name}: `search.racing` leaves trials without scores on some queries: take it out")
+            if content.search.start_from is not None:
+                problems.append(
+                    f"{name}: `search.start_from` brings scores on other queries than a sample's: take it out"
+                )
             if study.objectives.several or study.objectives.allowances:
                 problems.append(f"{name}: objectives and `may_lose` have no say in this comparison: take them out")
             if any(c.subsample is not None for c in content.evaluation.collections):
@@ -193,7 +197,7 @@ class LimitedDataProtocol:
         """The study that is run for a sample: the study itself where its points do not depend on scores."""
         if number == 0 or is_fixed(study):
             return study
-        return sampled_study(study.parsed, self.settings.queries, number)
+        return sampled_study(study, self.settings.queries, number)
 
     def runs(self) -> Iterator[tuple[Study, int]]:
         """Each study with the samples that it is run for."""

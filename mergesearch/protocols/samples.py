@@ -9,7 +9,6 @@ from dataclasses import replace
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
-from mergesearch.resolving import resolve
 from mergesearch.results.choose import Choice, choose
 from mergesearch.results.distance import Distances
 from mergesearch.storage.reader import StudyReader
@@ -37,19 +36,18 @@ def sample(study: Study, queries: int, number: int) -> Samples:
     return {c.name: c.sample_queries(queries, seed_of(study.parsed, number)) for c in study.collections}
 
 
-def sampled_study(parsed: ParsedStudy, queries: int, number: int) -> Study:
+def sampled_study(study: Study, queries: int, number: int) -> Study:
     """The study that has no other dev queries than a sample.
 
     Its name says which; everything else, what the strategy draws included, is as in the study.
-
-    Raises:
-        StudyFileError: with all problems of the file, its sources and its collections together.
     """
+    parsed = study.parsed
     content = plain(parsed.tree)
     content["study"] += f".{queries}-queries.{number}"
     for collection in content["evaluation"]["collections"]:
         collection["subsample"] = {"queries": queries, "seed": seed_of(parsed, number)}
-    return resolve(parse_study_text(json.dumps(content, indent=2), parsed.path))  # JSON is YAML
+    sampled = parse_study_text(json.dumps(content, indent=2), parsed.path)  # JSON is YAML
+    return replace(study, parsed=sampled, collections=tuple(sample(study, queries, number).values()))
 
 
 def chosen(study: Study, store: StudyReader, rule: str, on: Samples | None = None) -> Choice:

@@ -70,6 +70,7 @@ SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py as
 TRAINS = "trains for minutes; the tests of training run the like of it on tiny models"
 REFINES = "divides a model of more than two layers; tests/integration/test_refine.py refines one and runs it"
 RIVALS = "needs a model that is trained in minutes; tests/integration/test_evaluate.py scores rivals"
+TRAINS_TINY = "trains eleven times; tests/integration/test_limited_data.py runs it on tiny models"
 CASES = [
     *(Case(f"mergesearch {name}", NAME) for name in sorted({*cli.commands} - {"methods", "studies"})),
     Case("mergesearch validate *", RUN),
@@ -110,6 +111,7 @@ CASES = [
     Case("mergesearch clean *", RUN),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
+    Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
 ]
 

@@ -15,7 +15,7 @@ from mergesearch.errors import MergesearchError
 from mergesearch.protocols.limited_data import LimitedData, LimitedDataProtocol, Outcome
 from mergesearch.protocols.lora_rival import RivalSettings
 from mergesearch.protocols.samples import ADVISED, HIGHEST, chosen, sample, sampled_study
-from mergesearch.resolving import load_study
+from mergesearch.resolving import load_study, resolve
 from mergesearch.session import open_store, run_study
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
@@ -159,7 +159,7 @@ def test_the_choice_on_a_sample_is_that_of_a_study_with_no_other_queries(rule: s
         n = len(store.trials())
         expected, found = {}, {}
         for number in (1, 2, 3):
-            few = sampled_study(study.parsed, 6, number)
+            few = resolve(sampled_study(study, 6, number).parsed)
             assert few.collections[0].query_ids == sample(study, 6, number)["made"].query_ids
             assert few.collections[0].doc_ids == study.collections[0].doc_ids
             with open_store(few, f"sqlite:///{tiny.folder}/few.db") as own:
@@ -253,12 +253,10 @@ def test_the_plan_comes_first_and_the_tables_last(tiny: TinyStudy) -> None:
         (("evaluation", "collections", 0, "subsample"), {"queries": 12, "seed": 1}, "take it out"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
-    path: tuple[str | int, ...], to: Any, message: str, tiny: TinyStudy
-) -> None:
+def test_what_cannot_be_compared_is_refused(path: tuple[str | int, ...], to: Any, said: str, tiny: TinyStudy) -> None:
     answer = mergesearch(*arguments(tiny.change(*path, to=to)))
     assert answer.code == 2
-    assert message in answer.err
+    assert said in answer.err
 
 
 def test_studies_that_differ_in_what_they_are_scored_on_are_refused(tiny: TinyStudy) -> None:

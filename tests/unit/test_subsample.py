@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mergesearch.protocols.samples import sample, sampled_study
-from mergesearch.resolving import load_study
+from mergesearch.resolving import load_study, resolve
 from mergesearch.workers.evaluator_spec import CollectionSpec
 from tests.tiny_studies import make_beir, make_study
 
@@ -47,9 +47,10 @@ def test_few_queries_are_scored_on_the_pool_of_all(tmp_path: Path) -> None:
 
 
 def test_a_sampled_study_differs_in_nothing_else(tmp_path: Path) -> None:
-    made = make_study(tmp_path / "study", n_layers=1)
+    made = make_study(tmp_path / "study")
     study = load_study(made.file)
-    few = sampled_study(study.parsed, 5, 2)
+    few = sampled_study(study, 5, 2)
+    assert few.score_relevant() == resolve(few.parsed).score_relevant()
     assert few.name == "tiny.5-queries.2"
     assert few.collections[0].query_ids == sample(study, 5, 2)["made"].query_ids
     assert few.collection_specs(test=True) == study.collection_specs(test=True)
