@@ -103,7 +103,7 @@ def _in_words_of_the_command(problem: Problem) -> Problem:
     return Problem(message, problem.where)
 
 
-def ask(
+def ask_merge(
     sources: Mapping[str, str],
     *,
     method: str = "linear",
@@ -182,7 +182,7 @@ def merge_once(
     Losses that a method weighs by are measured where a study file names examples.
 
     Args:
-        asked: what `ask` or `ask_in_study` gave.
+        asked: what `ask_merge` or `ask_in_study` gave.
         out: the folder to make.
         device: where to merge; by default what the study file says.
         force: replace `out` when it is an earlier export, or empty.
