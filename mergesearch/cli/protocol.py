@@ -1,0 +1,20 @@
+"""`mergesearch protocol`: whole published experiments, one command each."""
+
+from __future__ import annotations
+
+import click
+
+from mergesearch.cli import protocol_quality
+from mergesearch.cli.common import examples
+
+
+@click.group(
+    "protocol",
+    short_help="Run a published experiment as a whole.",
+    epilog=examples("mergesearch protocol quality studies/quality.yaml"),
+)
+def command() -> None:
+    """Run published experiments: studies, their rivals and their tests."""
+
+
+command.add_command(protocol_quality.command)
