@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,5 +50,5 @@ def domain_model(protocol: Protocol, collection: str, name: str) -> Path:
     return cached("quality", key, build)
 
 
-def _settings(training: Training) -> dict[str, int | float]:
+def _settings(training: Training) -> dict[str, Any]:
     return training.model_dump(exclude={"kind"})

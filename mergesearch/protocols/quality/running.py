@@ -15,6 +15,7 @@ import torch
 
 from mergesearch.errors import MergesearchError
 from mergesearch.protocols.quality.models import domain_model
+from mergesearch.protocols.quality.result import collect
 from mergesearch.protocols.quality.schema import Protocol, read_protocol
 from mergesearch.protocols.quality.searching import plan_studies, run_searches
 from mergesearch.protocols.quality.testing import candidates, read_test
@@ -76,7 +77,9 @@ def run_collection(path: Path, collection: str, tell: Tell = print) -> None:
         run_searches(planned, told)
     with _timed(work, "testing"):
         found = candidates(planned, protocol.content.uniform)
-        read_test(protocol, collection, found, told)
+        scores = read_test(protocol, collection, found, told)
+    with _timed(work, "judging"):
+        collect(protocol, collection, planned, found, scores)
     told("done")
 
 
