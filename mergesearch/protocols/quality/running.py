@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from mergesearch.errors import MergesearchError
+from mergesearch.evaluation.loading import no_progress_bar
 from mergesearch.protocols.quality.models import domain_model
 from mergesearch.protocols.quality.result import collect
 from mergesearch.protocols.quality.schema import Protocol, read_protocol
 from mergesearch.protocols.quality.searching import plan_studies, run_searches
 from mergesearch.protocols.quality.testing import candidates, read_test
+from mergesearch.search.quiet import quiet_optuna
 
 Tell = Callable[[str], None]
 
@@ -40,20 +42,30 @@ def run_protocol(path: Path, only: Sequence[str] = (), tell: Tell = print) -> Pr
         names = ", ".join(protocol.content.collections)
         raise MergesearchError(f"{path} has no collection {', '.join(sorted(unknown))}; it has {names}")
     wanted = [name for name in protocol.content.collections if not only or name in only]
-    processes = min(protocol.content.processes, len(wanted))
-    failures: dict[str, MergesearchError] = {}
+    failures = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        begun = {pool.submit(run_collection, path, name, tell): name for name in wanted}
-        for future in as_completed(begun):
-            try:
-                future.result()
-            except MergesearchError as error:
-                failures[begun[future]] = error
-                tell(f"{begun[future]}: {error}")
+    with ProcessPoolExecutor(min(protocol.content.processes, len(wanted)), mp_context=context) as pool:
+        begun = [pool.submit(_attempt, path, name, tell) for name in wanted]
+        try:
+            failures = [failure for future in as_completed(begun) if (failure := future.result())]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()  # what they have recorded stays
+            raise
     if failures:
-        raise next(iter(failures.values()))
+        raise MergesearchError("\n".join(failures))
     return protocol
+
+
+def _attempt(path: Path, collection: str, tell: Tell) -> str:
+    """In a process of its own: one collection; what went wrong, in words, for errors do not travel well."""
+    try:
+        with no_progress_bar(), quiet_optuna():
+            run_collection(path, collection, tell)
+    except MergesearchError as error:
+        return f"{collection}: {error}"
+    return ""
 
 
 def run_collection(path: Path, collection: str, tell: Tell = print) -> None:
