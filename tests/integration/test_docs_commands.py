@@ -109,6 +109,7 @@ CASES = [
     Case("mergesearch dashboard *", PARSED, SERVES),
     Case("mergesearch methods*", RUN),
     Case("mergesearch clean *", RUN),
+    Case("mergesearch protocol quality *", PARSED, "an hour; tests/unit/test_quality_protocol.py runs a tiny protocol"),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
     Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
@@ -122,6 +123,7 @@ MAKE = {
     "chaos": "by hand; docs/reliability.md has the result",
     "bench": "by hand; docs/speed.md has the result",
     "bench-search": "by hand; docs/speed.md has the result",
+    "reproduce": "by hand; docs/quality.md has the result",
 }
 """Targets of the Makefile that pages name, and who runs them."""
 
