@@ -12,8 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from mergesearch.errors import StudyFileError
+from mergesearch.evaluation_schema import DType
 from mergesearch.protocols.quality.text import PairKind
-from mergesearch.study_schema import DType
 from mergesearch.yaml_problems import explain, plain
 
 RETRIEVER = "retriever"

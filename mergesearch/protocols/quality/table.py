@@ -8,7 +8,8 @@ from typing import Any
 from mergesearch.protocols.quality.result import read_result
 from mergesearch.protocols.quality.running import seconds
 from mergesearch.protocols.quality.schema import RETRIEVER, Protocol
-from mergesearch.results.evaluate import Table, shown_p
+from mergesearch.results.evaluate import Table
+from mergesearch.results.tested import shown_p
 
 _SIGNS = {"better": "▲", "worse": "▼", "no difference": "=", "same": "·"}
 LEGEND = (
