@@ -54,7 +54,8 @@ def lowest_layers(space: SearchSpace, lowest: Mapping[str, float]) -> dict[str, 
 def share_run(space: SearchSpace, lowest: Mapping[str, float], boundaries: tuple[int, ...], n_layers: int) -> float:
     """The share of all layers that one worker runs for a grid in the order of prefixes, between 0 and 1.
 
-    The layers between two boundaries are run once for every combination of values that act below the upper one.
+    The layers between two boundaries are run once for every combination of values that act below the upper one. That
+    queries are run again behind another prompt is left out: they are few beside the documents.
     """
     acts_from = lowest_layers(space, lowest)
     run = 0.0

@@ -113,6 +113,7 @@ CASES = [
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
     Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
+    *(Case(f"mergesearch synthesize {kind}", NAME) for kind in ("negatives", "queries", "prompts")),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
 ]
 
@@ -259,7 +260,9 @@ def test_it_is_taken(shown: Shown, world: Path) -> None:
 
 @pytest.mark.parametrize("shown", of_kind(NAME))
 def test_it_is_a_command(shown: Shown) -> None:
-    assert shown.text.removeprefix("mergesearch ") in cli.commands
+    name, *kind = shown.text.removeprefix("mergesearch ").split()
+    choices = {choice for p in cli.commands[name].params for choice in getattr(p.type, "choices", ())}
+    assert choices.issuperset(kind)
 
 
 def test_a_command_that_there_is_not_is_not_taken() -> None:
