@@ -167,7 +167,8 @@ def _write_search(search: Any, start: object, strategy: str | None, trials: int 
 def _rename(entry: Any, names: Mapping[str, Sequence[str]]) -> None:
     """Every group of a mapping by the groups that it was divided into, which get what it had."""
     if isinstance(entry, Mapping):
-        for group in [key for key in entry if key in names]:
+        # The last one first: a new name may be an old one's, never of a group that comes before.
+        for group in [name for name in reversed(list(names)) if name in entry]:
             _replace(entry, group, {name: copy.deepcopy(entry[group]) for name in names[group]})
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.artifacts import check_location
+from mergesearch.checks import Checks
 from mergesearch.merging.registry import METHODS
 from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import check_sources, share_tokens
@@ -14,7 +15,6 @@ from mergesearch.sources.layout import EMBEDDINGS, read_layout
 from mergesearch.sources.vocabulary import same_vocabulary
 from mergesearch.study import Study
 from mergesearch.study_checks import (
-    Checks,
     check_coefficients,
     check_names,
     given_measurements,
@@ -39,8 +39,12 @@ def load_study(path: Path | str) -> Study:
     return resolve(parse_study(Path(path)))
 
 
-def resolve(parsed: ParsedStudy) -> Study:
+def resolve(parsed: ParsedStudy, *, searched: bool = True) -> Study:
     """Find, open and compare everything the study file names; no weights are read.
+
+    Args:
+        parsed: the study file.
+        searched: there has to be something to search; else the space may be a single point.
 
     Raises:
         StudyFileError: with all problems of the file, its sources and its collections together.
@@ -64,10 +68,10 @@ def resolve(parsed: ParsedStudy) -> Study:
         with checks.at("merge", "groups"):
             groups = make_groups(grouping(parsed), layout)
     if groups is None:
-        check_coefficients(parsed, checks)
+        check_coefficients(parsed, checks, searched=searched)
     elif merge.method in METHODS:
         with checks.below("merge", "coefficients"):
-            space = search_space(parsed, {g.name: g.depth for g in groups if g.merged})
+            space = search_space(parsed, {g.name: g.depth for g in groups if g.merged}, searched=searched)
     if layout is not None and groups is not None and len(checkpoints) == len(content.sources):
         merged_places = frozenset(p for g in groups if g.merged for p in g.places)
         with checks.at("sources"):

@@ -31,8 +31,9 @@ from mergesearch.storage.engine import redact_urls
 from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import score_differences
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Anchor, Coefficients, Study
+from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
+from mergesearch.study_recipes import Anchor, Coefficients
 
 BEST_AGAIN = 10
 """Merges that are evaluated again where the study file does not say how many."""

@@ -16,8 +16,8 @@ _HEAD = f"""# Merge methods
 
 Written by `mergesearch methods --format markdown > docs/methods.md`. Coefficients are searched, per parameter group;
 options are fixed for a study. Without a default a coefficient must be given. The option `{ARITHMETIC.name}`, of some
-methods, is {ARITHMETIC.doc} "In one shot" is what `mergesearch merge --method …` takes where nothing is searched or
-set, n being the number of sources without the base.
+methods, is {ARITHMETIC.doc}
+"In one shot" is what `mergesearch merge` takes where nothing is set, n being the number of sources without the base.
 
 | method | coefficients | options | needs | in one shot | beside mergekit 0.1.5 |
 |---|---|---|---|---|---|

@@ -30,8 +30,9 @@ from mergesearch.results.rival_models import RIVAL, with_rivals
 from mergesearch.results.tested import USUAL, PairedTest, Reported, paired_tests, shown_p
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import UNIFORM_AVERAGE, Prompts, Study
+from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
+from mergesearch.study_recipes import UNIFORM_AVERAGE, Prompts
 from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 

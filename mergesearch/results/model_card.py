@@ -78,6 +78,12 @@ Scores on the dev split are selection scores: the coefficients were chosen on th
 {luck}
 """
 
+_UNSCORED = """
+## Scores
+
+Nothing was scored: no query says whether this merge is better than its sources.{origin}
+"""
+
 _TASK = "information-retrieval"
 
 
@@ -109,9 +115,15 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         licences=_licences(provenance),
         scores=_SCORES.format(rows="\n".join(_scores(provenance)), pseudo=_pseudo(provenance), luck=_luck(dev))
         if dev
-        else "",
+        else _UNSCORED.format(origin=_origin(provenance)),
     )
     return str(ModelCard(text))
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    """Where the coefficients of a one-shot merge come from."""
+    origin = provenance.get("one_shot", {}).get("origin")
+    return f" What was not set by hand was merged as the method declares it for one shot: {origin}." if origin else ""
 
 
 def _name(provenance: Mapping[str, Any]) -> str:

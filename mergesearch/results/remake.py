@@ -19,13 +19,10 @@ import torch
 from mergesearch.errors import ExportError, MergesearchError, unknown
 from mergesearch.merging.registry import get_method
 from mergesearch.recipe import MergeRecipe
-from mergesearch.results.export import save_merged, write_own_files
-from mergesearch.results.folder import RECIPE_FILE, check_destination, made_whole, writing
+from mergesearch.results.folder import RECIPE_FILE, check_destination
 from mergesearch.results.licences import concerns
-from mergesearch.results.mergekit.writing import mergekit_config
-from mergesearch.results.provenance import FORMAT, SETTINGS, encoding_settings, licences_of, made_on, now, settings_of
-from mergesearch.results.provenance import sources_of as describe_sources
-from mergesearch.results.saved import check_libraries, open_saved, unusable_is_an_export_error
+from mergesearch.results.provenance import FORMAT, SETTINGS, licences_of
+from mergesearch.results.unscored import save_unscored
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.alignment import share_tokens
@@ -34,11 +31,7 @@ from mergesearch.sources.layout import EMBEDDINGS, read_layout
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.sources.vocabulary import hash_of_shared
 from mergesearch.versions import versions
-from mergesearch.workers.evaluator import open_merger
 from mergesearch.workers.evaluator_spec import EvaluationSettings, EvaluatorSpec
-
-_TEXTS = [["graph search", "the protein diet of a patient with cancer", "merge", "How do vitamins work?"]]
-"""What the saved model is tried on: any text does."""
 
 
 @dataclass(frozen=True)
@@ -94,37 +87,29 @@ def merge_recipe(
         trusted=here.trusted,
         shared_tokens=here.shared_tokens,
     )
-    template = here.folders[recipe.template]
-    torch.set_num_threads(spec.threads)
-    with unusable_is_an_export_error("the sources"):
-        encoder, merger = open_merger(spec)
-        merger.apply(recipe)
-    fingerprint = merger.fingerprint()
-    del merger
-    _check_same(found, fingerprint, spec)
-    with made_whole(out, force=force) as partial:
-        overridden = save_merged(encoder, template, partial, out, recipe)
-        del encoder
-        with unusable_is_an_export_error():
-            encoder = open_saved(partial, spec, fingerprint)
-            check_libraries(partial, encoder, _TEXTS, trust_remote_code=recipe.template in here.trusted)
-        described = describe_sources(recipe, here.located, here.folders)
-        made = {
+
+    def told(made: dict[str, Any]) -> dict[str, Any]:
+        """What the file tells, and what it may have left out: earlier versions wrote less of it."""
+        before = found.get("sources", {})
+        return {
             **found,
-            # Earlier versions wrote less of it.
-            "sources": {name: {**said, **found.get("sources", {}).get(name, {})} for name, said in described.items()},
-            "encoding": {**encoding_settings(encoder, overridden=overridden), **found.get("encoding", {})},
-            "settings": settings_of(spec),
-            "weights": fingerprint,
-            "made_on": made_on(spec),
-            "versions": {**found.get("versions", {}), "export": versions()},
-            "exported_at": now(),
+            **made,
+            "sources": {name: {**said, **before.get(name, {})} for name, said in made["sources"].items()},
+            "encoding": {**made["encoding"], **found.get("encoding", {})},
+            "versions": {**found.get("versions", {}), **made["versions"]},
         }
-        layout = read_layout(template, trust_remote_code=recipe.template in here.trusted)
-        configuration = mergekit_config(recipe, layout, here.checkpoints, here.located)
-        with writing(out), _lacking(file):
-            write_own_files(partial, made, configuration)
-    return Remade(out, fingerprint, "weights" in found, tuple(concerns(licences_of(made))))
+
+    made = save_unscored(
+        recipe,
+        spec,
+        here.checkpoints,
+        out,
+        force=force,
+        told=told,
+        check=lambda fingerprint: _check_same(found, fingerprint, spec),
+        describing=_lacking(file),
+    )
+    return Remade(out, made["weights"], "weights" in found, tuple(concerns(licences_of(made))))
 
 
 def read_provenance(file: Path) -> dict[str, Any]:

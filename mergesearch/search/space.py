@@ -54,6 +54,7 @@ def build_space(
     config: Mapping[str, Any],
     base: str | None = None,
     prompts: Sequence[Dimension] = (),
+    searched: bool = True,
 ) -> SearchSpace:
     """The space that `merge.coefficients` of a study file describes.
 
@@ -65,13 +66,14 @@ def build_space(
         config: plain Python values, as read from YAML.
         base: the source that task vectors are taken from.
         prompts: dimensions that have no say in coefficients.
+        searched: there has to be something to search; else it may be one point.
 
     Raises:
         StudyFileError: with every problem; places are relative to `merge.coefficients`.
     """
     builder = _Builder(method, tuple(sources), groups, template)
     builder.read(config)
-    space = builder.finish(prompts)
+    space = builder.finish(prompts, searched=searched)
     named = dict.fromkeys([*sources, *([] if base is None else [base])])
     alone = {s: method.coefficients_for_source(s, list(sources), base, template) for s in named}
     points = {s: space.locate(dict.fromkeys(groups, c)) for s, c in alone.items() if c is not None}
@@ -165,8 +167,8 @@ class _Builder:
                 hint = f", or write {' or '.join(instead)}" if instead else ""
                 self._problem(f"{method.name} needs it: give a number or a range{hint}", name)
 
-    def finish(self, prompts: Sequence[Dimension]) -> SearchSpace:
-        if not self._uses and not prompts and not self._problems:
+    def finish(self, prompts: Sequence[Dimension], *, searched: bool) -> SearchSpace:
+        if searched and not self._uses and not prompts and not self._problems:
             self._problem("there is nothing to search: give at least one {values: […]} or {low: …, high: …}")
         if self._problems:
             raise StudyFileError(self._problems)

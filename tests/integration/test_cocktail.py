@@ -261,3 +261,16 @@ def test_the_target_alone_is_a_source_whatever_its_temperature(finished: TinyStu
         assert (name, trial.number) == ("retriever", view.choice.source_number)
         assert trial.recipe is not None
         assert {g.coefficients["alpha"] for g in trial.recipe.groups if g.copy_from is None} == {1.0}
+
+
+def test_a_study_that_starts_from_another_has_its_losses_too(
+    finished: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StudyStore.open(finished.storage, "tiny", None, exclusive=False) as store:
+        merges = {t.user_attrs["recipe"] for t in store.trials()}
+    finished.change("study", to="layers").change("merge", "groups", to={"per_layer": True})
+    finished.change("search", "start_from", to="tiny").change("search", "trials", to=1)
+    monkeypatch.setattr("mergesearch.measuring.measure", lambda *_: pytest.fail("a loss is known"))
+    answer = mergesearch("run", finished.file)
+    assert answer.code == 0, answer.err
+    assert f"start from tiny: all {len(merges)} merges, with their scores\n" in answer.out

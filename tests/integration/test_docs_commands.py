@@ -68,12 +68,16 @@ HUB = "uploads to the hub; tests of the export do so to an endpoint of their own
 WATCHES = "looks again until the study ends; the tests of the live view watch one"
 SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py asks it for pages"
 TRAINS = "trains for minutes; the tests of training run the like of it on tiny models"
+REFINES = "divides a model of more than two layers; tests/integration/test_refine.py refines one and runs it"
 RIVALS = "needs a model that is trained in minutes; tests/integration/test_evaluate.py scores rivals"
+TRAINS_TINY = "trains eleven times; tests/integration/test_limited_data.py runs it on tiny models"
 CASES = [
     *(Case(f"mergesearch {name}", NAME) for name in sorted({*cli.commands} - {"methods", "studies"})),
     Case("mergesearch validate *", RUN),
     Case("mergesearch plan *", RUN),
     Case("mergesearch run * --address *", PARSED, CLUSTER),
+    Case("mergesearch run studies/quarters.yaml", PARSED, REFINES),
+    Case("mergesearch refine *", PARSED, REFINES),
     Case("mergesearch run study.yaml --workers ray --count 2", SLOW, without=("study.db",), makes=("study.db",)),
     Case("mergesearch run a.yaml b.yaml c.yaml", RUN, without=("several.db",), makes=("several.db",)),
     Case("mergesearch run *", RUN, without=("study.db",), makes=("study.db",)),
@@ -95,6 +99,7 @@ CASES = [
     Case("mergesearch export study.yaml --trial 7 --out trial-7", SLOW, makes=("trial-7/mergesearch.json",)),
     Case("mergesearch export study.yaml --out merged --trial 7 --force", SLOW),
     Case("mergesearch merge merged/mergesearch.json --out again", RUN, makes=("again/mergesearch.json",)),
+    Case("mergesearch merge --method *", RUN, without=("merged",), makes=("merged/mergesearch.json",)),
     Case("mergesearch merge *", RUN),
     Case("mergesearch report * --out report.html", RUN, makes=("report.html",)),
     Case("mergesearch report *", RUN),
@@ -106,6 +111,7 @@ CASES = [
     Case("mergesearch clean *", RUN),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
+    Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
 ]
 
@@ -182,6 +188,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
         content |= {"study": name, "storage": "sqlite:///several.db", "seed": ord(name)}
         content["search"] = {"strategy": "random", "trials": 2}
         write(folder / f"{name}.yaml", content)
+    for name, source in (("retriever", "retriever"), ("domain", "domain"), ("base", "retriever")):
+        shutil.copytree(folder / source, folder / "models" / name)
     models = [{"model": str(folder / source), "parameters": {"weight": 0.5}} for source in ("retriever", "domain")]
     config = {"merge_method": "linear", "models": models, "dtype": "float32"}
     for name in ("config.yml", "merge.yml"):
@@ -273,6 +281,7 @@ PYTHON = {
     "README.md": PythonPage(without=("merged", "study.db")),
     "docs/python.md": PythonPage(without=("merged", "study.db")),
     "docs/evaluate.md": PythonPage(prepare=local_mteb),
+    "docs/pseudo.md": PythonPage(),
     "docs/report.md": PythonPage(),
     "docs/watch.md": PythonPage(instead={"postgresql://me@db/studies": "sqlite:///my.db", "segment-grid": "tiny"}),
 }

@@ -351,8 +351,8 @@ def test_files_that_score_otherwise_are_no_export(
 ) -> None:
     study, store = finished
 
-    def spoil(encoder: Any, template: Path, folder: Path) -> None:
-        model_files.save_model(encoder, template, folder)
+    def spoil(encoder: Any, template: Path, folder: Path, prompts: dict[str, str]) -> None:
+        model_files.save_model(encoder, template, folder, prompts)
         tensors = load_file(folder / "model.safetensors")
         tensors["encoder.layer.0.output.dense.bias"][0] += 1e-7
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

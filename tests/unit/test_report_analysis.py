@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mergesearch import load_study
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison
+from mergesearch.evaluation_schema import PoolEntry
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, elapsed, strategies
@@ -26,7 +27,6 @@ from mergesearch.results.tested import PairedTest, paired_tests
 from mergesearch.results.view import StudyView, TrialView, read_view
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study_schema import PoolEntry
 from tests.tiny_studies import TinyStudy
 
 START = datetime(2026, 1, 1)

@@ -105,7 +105,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_lines() -> None:
         (
             "  trials: 10",
             "  trials: 10\n  enqueue: [source]",
-            "mine.yaml:13: search.enqueue.0: expected 'sources', 'uniform' or 'prompts' or a mapping, found 'source'",
+            "mine.yaml:13: search.enqueue.0: expected 'sources', 'uniform', 'without' or 'prompts' or a mapping, found",
         ),
         (
             "  trials: 10",

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from mergesearch import load_study, open_store, run_study
 from mergesearch.cli import cli
 from mergesearch.errors import MergesearchError
+from mergesearch.study_prompts import read_prompt_list
 from mergesearch.training.endpoint import Endpoint, complete, cost
 from mergesearch.training.pairs import read_pairs
+from mergesearch.training.proposals import plan_prompts, propose, read_answer
+from tests.tiny_studies import make_study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +59,9 @@ class Server:
                 else:
                     prompt = body["messages"][0]["content"]
                     content = "" if "leave me empty" in prompt else f"written {len(prompt)} {hash_of(prompt)}"
+                    if listed := re.search(r"JSON list of (\d+) strings", prompt):
+                        texts = [f"find {hash_of(prompt)} {i}:" for i in range(int(listed[1]))]
+                        content = f"Here they are:\n```json\n{json.dumps(texts)}\n```"
                     message = {"role": "assistant", "content": content}
                     choice = {"index": 0, "finish_reason": "stop", "message": message}
                     self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "choices": [choice]})
@@ -210,3 +217,77 @@ def test_queries_are_written_for_documents(server: Server, tmp_path: Path) -> No
     assert len(server.asked) == 10
     with pytest.raises(MergesearchError, match="exists"):
         call(*arguments, "--out", out)
+
+
+def test_prompts_are_proposed_from_examples_and_listed_for_a_study(server: Server, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prompts.yaml"
+    arguments = ("prompts", "--from", pairs, "--count", 11, "--endpoint", server.url, "--llm", "tiny", "--out", out)
+    told = call(*arguments, "--price-in", 1, "--price-out", 1)
+    assert "2 of 2 answers are to be asked for" in told
+    assert (server.asked, out.exists()) == ([], False)
+    assert "11 prompts were proposed, 1 stand before them" in call(*arguments, "--yes")
+    listed = read_prompt_list(out)
+    asked = [a["messages"][0]["content"] for a in server.asked]
+    numbers = {hash_of(p): 8 if "JSON list of 8" in p else 3 for p in asked}
+    assert listed[0] == ""
+    assert set(listed[1:]) == {f"find {h} {i}: " for h, n in numbers.items() for i in range(n)}
+    assert all(len(re.findall(r"Query: query \d\nPassage: answer \d of words", p)) == 4 for p in asked)
+    out.unlink()
+    framed = ("--first", "by hand ", "--form", "Instruct: {}\\nQuery: ", "--yes")
+    assert "0 of 2 answers" in call(*arguments, *framed)
+    assert read_prompt_list(out) == ["by hand ", *(f"Instruct: {text.strip()}\nQuery: " for text in listed[1:])]
+    with pytest.raises(MergesearchError, match="exists"):
+        call(*arguments, "--yes")
+
+
+def test_prompts_are_refined_by_what_a_study_scored(server: Server, pairs: Path, tmp_path: Path) -> None:
+    made = make_study(tmp_path / "study").change("search", to={"strategy": "grid"})
+    made.change("merge", "coefficients", to={"alpha": {"values": [0.5, 1], "tie": "groups"}})
+    tried = ["", "search query ", "this is a query on health "]
+    arguments = ("prompts", "--from", pairs, "--study", made.file, "--endpoint", server.url, "--llm", "tiny", "--yes")
+    made.change("evaluation", "prompts", to={"query": {"values": tried}})
+    study = load_study(made.file)
+    with open_store(study) as store:
+        run_study(study, store)
+        best = {}
+        for trial in store.trials():
+            if not trial.params:
+                continue  # the source that no point of the space gives
+            text = tried[round(trial.params["prompt.query"])]
+            best[text] = max(best.get(text, 0.0), trial.value or 0.0)
+    with pytest.raises(MergesearchError, match="searches no document prompt"):
+        call(*arguments, "--before", "document", "--out", tmp_path / "none.yaml")
+    out = tmp_path / "better.yaml"
+    call(*arguments, "--keep", 1, "--count", 2, "--out", out)
+    (asked,) = [a["messages"][0]["content"] for a in server.asked]
+    ranked = sorted(best, key=lambda text: -best[text])
+    lines = [f"{best[text]:.4f}  {json.dumps(text.removesuffix(' '))}" for text in ranked]
+    assert [line for line in asked.splitlines() if re.match(r"\d\.\d{4}  ", line)] == lines
+    listed = read_prompt_list(out)
+    assert listed[:-2] == list(dict.fromkeys(["", ranked[0]]))
+    made.change("evaluation", "prompts", to={"query": {"file": str(out)}})
+    assert load_study(made.file).space.by_name["prompt.query"].names == tuple(listed)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('["a", "b: "]', ["a", "b:"]),
+        ('Sure!\n```json\n["a",\n "b"]\n```', ["a", "b"]),
+        ('1. first one\n2) "second"\n\n- third', ["first one", "second", "third"]),
+        ('[1, "a", ""]', ["a"]),
+        ("", []),
+    ],
+)
+def test_answers_are_read_as_lists_or_as_lines(answer: str, expected: list[str]) -> None:
+    assert read_answer(answer) == expected
+
+
+def test_what_cannot_be_asked_or_used_says_so(server: Server, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(MergesearchError, match=r"one \{\} where a prompt stands"):
+        plan_prompts([pairs], form="no place")
+    plan = plan_prompts([pairs], count=2)
+    known = [f"find {hash_of(plan.prompts[0])} {i}: " for i in range(2)]
+    with pytest.raises(MergesearchError, match="nothing was written"):
+        propose(plan_prompts([pairs], count=2, first=known), Endpoint(server.url, "tiny"), tmp_path / "out.yaml")
+    assert not (tmp_path / "out.yaml").exists()

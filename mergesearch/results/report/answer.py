@@ -11,7 +11,7 @@ from mergesearch.results.report.cautions import ALPHA, sentence
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView
-from mergesearch.study import UNIFORM_AVERAGE
+from mergesearch.study_recipes import UNIFORM_AVERAGE
 
 Tone = Literal["good", "open", "bad"]
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mergesearch.results.figures import FIGURES
+from mergesearch.results.report.ablation import ablations
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions, sentence
 from mergesearch.results.report.costs import costs, strategies
@@ -107,6 +108,7 @@ def render_report(
         parts=parts(view.study, view.chosen.recipe) if view.chosen is not None and view.chosen.recipe else (),
         strategies=strategies(view),
         costs=costs(view),
+        ablations=ablations(view),
         candidates=candidates[:8],
         other_candidates=candidates[8:],
         importances=view.importances,
