@@ -9,6 +9,7 @@ from pathlib import Path
 from mergesearch.errors import SourceError
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
+from mergesearch.sources.alignment import check_sources
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.study import Study
@@ -45,13 +46,21 @@ def with_rivals(study: Study, rivals: Mapping[str, str]) -> Study:
         checkpoints={**study.checkpoints, **{name: checkpoint for name, (_, checkpoint) in opened.items()}},
     )
     template = content.merge.template
-    others = [name for name in rivals if beside.own_places(name) != beside.own_places(template)]
-    if others:
-        raise SourceError(
-            f"{name!r} is not of the architecture and vocabulary of {template!r}: score its folder by itself, with "
-            f"`mergesearch evaluate {rivals[name]} --on {study.parsed.path.name}`"
-            for name in others
-        )
+    needed = study.own_places(template)
+    for name in rivals:
+        try:
+            check_sources(
+                {template: study.checkpoints[template], name: opened[name][1]},
+                template=template,
+                layout=study.layout,
+                merged_places={name: needed},
+            )
+        except SourceError as error:
+            hint = (
+                "a rival is encoded as the study's sources are; a folder of another architecture is scored by itself, "
+                f"with `mergesearch evaluate {rivals[name]} --on {study.parsed.path.name}`"
+            )
+            raise SourceError([*error.problems, hint]) from None
     return beside
 
 
