@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow chaos lint format bench bench-search bench-scale clean
+.PHONY: help quickstart reproduce test test-slow chaos lint format bench bench-search bench-scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ $(VENV)/.dev: $(VENV)/.quickstart
 
 quickstart: $(VENV)/.quickstart  ## a real study on this machine, from nothing to an exported merge
 	$(BIN)/mergesearch quickstart
+
+reproduce: $(VENV)/.dev  ## the table of docs/quality.md, from nothing or from where it was left (1 to 2 hours)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/mergesearch protocol quality studies/quality.yaml
 
 lint: $(VENV)/.dev  ## format check, ruff, mypy --strict, import layers
 	$(BIN)/ruff format --check .

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mergesearch.results.evaluate import evaluate_folder, evaluate_study
     from mergesearch.results.export import export_merge
     from mergesearch.results.mteb_tasks import evaluate_mteb
+    from mergesearch.results.one_shot import ask_merge, merge_once
     from mergesearch.results.remake import merge_recipe
     from mergesearch.results.report.write import write_report
     from mergesearch.results.view import StudyView, TrialView, read_view
@@ -29,6 +30,7 @@ _HOMES = {
     "StudyStore": "mergesearch.storage.store",
     "StudyView": "mergesearch.results.view",
     "TrialView": "mergesearch.results.view",
+    "ask_merge": "mergesearch.results.one_shot",
     "choose": "mergesearch.results.choose",
     "compare_studies": "mergesearch.results.comparing",
     "evaluate_folder": "mergesearch.results.evaluate",
@@ -36,6 +38,7 @@ _HOMES = {
     "evaluate_study": "mergesearch.results.evaluate",
     "export_merge": "mergesearch.results.export",
     "load_study": "mergesearch.resolving",
+    "merge_once": "mergesearch.results.one_shot",
     "merge_recipe": "mergesearch.results.remake",
     "open_store": "mergesearch.session",
     "read_view": "mergesearch.results.view",
@@ -49,6 +52,7 @@ __all__ = [
     "StudyStore",
     "StudyView",
     "TrialView",
+    "ask_merge",
     "choose",
     "compare_studies",
     "evaluate_folder",
@@ -56,6 +60,7 @@ __all__ = [
     "evaluate_study",
     "export_merge",
     "load_study",
+    "merge_once",
     "merge_recipe",
     "open_store",
     "read_view",

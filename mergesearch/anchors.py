@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.recipe import MergeRecipe
 from mergesearch.search.strategy import SOURCE_ATTR
-from mergesearch.study import Anchor, Study
+from mergesearch.study import Study
+from mergesearch.study_recipes import Anchor
 
 MOST_ANCHOR_FAILURES = 2
 """So often an anchor may fail, once per process; what made it fail is often mended before the study goes on."""

@@ -36,7 +36,8 @@ from mergesearch.search.ledger import violation
 from mergesearch.search.registry import Strategy
 from mergesearch.storage.driving import Told
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Anchor, Study
+from mergesearch.study import Study
+from mergesearch.study_recipes import Anchor
 from mergesearch.surrogate.report import ScreeningReport
 from mergesearch.surrogate.screening import Screening
 from mergesearch.workers.pool import Outcome, Task, WorkerPool

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.artifacts import check_location
+from mergesearch.checks import Checks
 from mergesearch.merging.registry import METHODS
 from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import check_sources, share_tokens
@@ -14,7 +15,6 @@ from mergesearch.sources.layout import EMBEDDINGS, read_layout
 from mergesearch.sources.vocabulary import same_vocabulary
 from mergesearch.study import Study
 from mergesearch.study_checks import (
-    Checks,
     check_coefficients,
     check_names,
     given_measurements,

@@ -31,8 +31,9 @@ from mergesearch.storage.engine import redact_urls
 from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import score_differences
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Anchor, Coefficients, Study
+from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
+from mergesearch.study_recipes import Anchor, Coefficients
 
 BEST_AGAIN = 10
 """Merges that are evaluated again where the study file does not say how many."""
@@ -253,16 +254,18 @@ def _here(
     key = _key(study, recipe)
     if key not in anchors:
         coefficients = _regrouped(study, recipe)
-        params = None if coefficients is None else study.space.locate(coefficients)
+        located = None if coefficients is None else study.space.locate(coefficients)
         picked = _picked(study, recipe)
-        if params is None or picked is None:
+        if located is None or picked is None:
             return DIVIDED if coefficients is None else OUTSIDE
-        params = {**params, **picked}
-        mine = study.recipe(params)
-        if exact and _key(study, mine) != key:
+        found = {**located, **picked}
+        # Solving for a point costs its last digits; strategies propose points that have none there.
+        points = (study.space.snap(found), found)
+        params = next((p for p in points if _key(study, study.recipe(p)) == key), None if exact else points[0])
+        if params is None:
             return OTHERWISE
-        key = _key(study, mine)
-        if key not in anchors:
+        mine = study.recipe(params)
+        if (key := _key(study, mine)) not in anchors:
             return mine, params, None
     anchor = anchors[key]
     return study.recipe_of(anchor.coefficients, anchor.prompts), dict(anchor.params or {}), anchor

@@ -6,18 +6,14 @@ checked against the plug-ins themselves, so a new plug-in needs no change here.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from mergesearch.errors import MergesearchError, Problem, ProblemsError, StudyFileError, unknown
-from mergesearch.evaluation.backends import BACKENDS
+from mergesearch.checks import Checks, Key
+from mergesearch.errors import StudyFileError, unknown
 from mergesearch.evaluation.formats import FORMATS
-from mergesearch.evaluation.metrics import parse_metric
+from mergesearch.evaluation_checks import check_evaluation
 from mergesearch.merging.method import MergeMethod
 from mergesearch.merging.registry import METHODS
 from mergesearch.search.ranges import number
@@ -25,75 +21,8 @@ from mergesearch.search.registry import STRATEGIES
 from mergesearch.search.space import SearchSpace, build_space
 from mergesearch.sources.layout import COMPONENTS
 from mergesearch.study_file import ParsedStudy
-from mergesearch.study_prompts import prompt_dimensions, unused_lists
-from mergesearch.study_schema import RESERVED_SOURCE_NAMES, CollectionEntry, ExamplesEntry, GroupsEntry, WorkersEntry
-
-Key = str | int
-_SOURCE = re.compile(r"source '([^']+)'")
-
-
-class Checks:
-    """Collects problems with the lines of the study file that they belong to."""
-
-    def __init__(self, parsed: ParsedStudy) -> None:
-        self._parsed = parsed
-        self._keys: list[tuple[Key, ...]] = []
-        self._problems: list[Problem] = []
-
-    def add(self, message: str, *keys: Key) -> None:
-        """Note a problem of the entry at `keys`; the same problem twice is one."""
-        self._keys.append(keys)
-        problem = Problem(message, self._parsed.where(*keys))
-        if problem not in self._problems:
-            self._problems.append(problem)
-
-    def found_at(self, *keys: Key) -> bool:
-        """Whether something at `keys` or below is a problem."""
-        return any(k[: len(keys)] == keys for k in self._keys)
-
-    @contextmanager
-    def at(self, *keys: Key) -> Iterator[None]:
-        """Errors raised inside become problems of the entry at `keys`, or of the source that they name."""
-        try:
-            yield
-        except ProblemsError as error:
-            for problem in error.problems:
-                source = _SOURCE.fullmatch(problem.where)
-                self.add(str(problem), *keys, *(source.groups() if source and keys == ("sources",) else ()))
-        except MergesearchError as error:
-            self.add(str(error), *keys)
-
-    @contextmanager
-    def below(self, *keys: Key) -> Iterator[None]:
-        """Like `at`, for errors whose problems say by dotted keys where below `keys` they lie."""
-        try:
-            yield
-        except StudyFileError as error:
-            for problem in error.problems:
-                inner = problem.where.split(".") if problem.where else []
-                self.add(f"{'.'.join([*map(str, keys), *inner])}: {problem.message}", *keys, *inner)
-
-    def options(self, model: type[BaseModel], options: Mapping[str, Any], *keys: Key, beside: type[BaseModel]) -> None:
-        """Check a plug-in's options against its own model; `beside` is what else may stand at `keys`."""
-        try:
-            model(**options)
-        except ValidationError as error:
-            known = [*model.model_fields, *beside.model_fields]
-            for e in error.errors(include_url=False):
-                name = ".".join(str(k) for k in e["loc"])
-                message = e["msg"].removeprefix("Value error, ")
-                if e["type"] == "extra_forbidden":
-                    message = unknown("key", name, known)
-                elif e["type"] == "missing":
-                    message = f"{name}: is required"
-                elif name:
-                    message = f"{name}: {message[:1].lower()}{message[1:]}, found {e['input']!r}"
-                self.add(message, *keys, *e["loc"])
-
-    def raise_if_any(self) -> None:
-        """Raise the StudyFileError that lists everything found."""
-        if self._problems:
-            raise self._parsed.problems(self._problems)
+from mergesearch.study_prompts import prompt_dimensions
+from mergesearch.study_schema import RESERVED_SOURCE_NAMES, ExamplesEntry, GroupsEntry, WorkersEntry
 
 
 def check_file(parsed: ParsedStudy) -> None:
@@ -137,7 +66,7 @@ def check_names(parsed: ParsedStudy, checks: Checks) -> None:
         )
         checks.add(f"{message}write `template` here", "merge", "other_vocabulary")
     _check_search(checks, parsed)
-    _check_evaluation(checks, parsed)
+    check_evaluation(parsed, checks)
     if content.workers.kind == "local" and content.workers.count != 1:
         checks.add("local is one worker; use `kind: ray` for several", "workers", "count")
     device = content.workers.device
@@ -345,65 +274,3 @@ def _check_search(checks: Checks, parsed: ParsedStudy) -> None:
         and not STRATEGIES[strategy.name].finite
     ):
         checks.add(f"{strategy.name} needs a budget: `trials:`, `minutes:` or `gpu_hours:`", "search")
-
-
-def _check_objectives(checks: Checks, parsed: ParsedStudy) -> None:
-    collections, racing = parsed.content.evaluation.collections, parsed.content.search.racing
-    keys = ("evaluation", "collections")
-    names = dict.fromkeys(c.objective for c in collections)
-    for i, c in enumerate(collections):
-        if c.objective is None and len(names) > 1:
-            checks.add("name an `objective` here as well, or none anywhere", *keys, i)
-    for name in names:
-        if not any(c.weight for c in collections if c.objective == name):
-            what = "collections" if name is None else f"collections of objective {name!r}"
-            checks.add(f"the {what} have no weight: give at least one a `weight` above 0", *keys)
-    if racing is not None and len(names) > 1:
-        message = "a trial cannot be stopped early by its value where there are several objectives: leave `racing` out"
-        checks.add(message, "search", "racing")
-    guarded = [i for i, c in enumerate(collections) if c.may_lose is not None]
-    if guarded and not _gives_template(parsed):
-        message = (
-            f"is measured against the template alone, and no coefficients of {parsed.content.merge.method} give that: "
-            "leave it out, or take another method or template"
-        )
-        checks.add(f"may_lose: {message}", *keys, guarded[0], "may_lose")
-
-
-def _gives_template(parsed: ParsedStudy) -> bool:
-    merge, sources = parsed.content.merge, list(parsed.content.sources)
-    if merge.method not in METHODS or merge.template not in sources:
-        return True  # a problem of its own
-    method = METHODS[merge.method]
-    base = merge.base if method.takes_base else None
-    merged = [s for s in sources if s != base]
-    return method.coefficients_for_source(merge.template, merged, base, merge.template) is not None
-
-
-def _check_evaluation(checks: Checks, parsed: ParsedStudy) -> None:
-    evaluation = parsed.content.evaluation
-    names = [c.name for c in evaluation.collections]
-    for i, collection in enumerate(evaluation.collections):
-        keys = ("evaluation", "collections", i)
-        if names[i] in names[:i]:
-            checks.add(f"two collections are called {names[i]!r}", *keys, "name")
-        if collection.format not in FORMATS:
-            checks.add(unknown("collection format", collection.format, FORMATS), *keys, "format")
-            continue
-        options = FORMATS[collection.format].options
-        checks.options(options, collection.options, *keys, beside=CollectionEntry)
-        if collection.test and not checks.found_at(*keys):
-            name, merged = collection.tested
-            if name not in FORMATS:
-                checks.add(unknown("collection format", name, FORMATS), *keys, "test", "format")
-            else:
-                checks.options(FORMATS[name].options, merged, *keys, "test", beside=CollectionEntry)
-    for kind in unused_lists(evaluation):
-        checks.add(
-            "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
-        )
-    _check_objectives(checks, parsed)
-    with checks.at("evaluation", "metric"):
-        parse_metric(evaluation.metric)
-    if evaluation.search not in BACKENDS:
-        checks.add(unknown("search backend", evaluation.search, BACKENDS), "evaluation", "search")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergesearch.checks import Checks
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.examples import (
@@ -28,7 +29,6 @@ from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
 from mergesearch.sources.locate import holds_adapter, locate, model_folder
-from mergesearch.study_checks import Checks
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_prompts import given_prompts, searched_prompts
 from mergesearch.study_schema import SourceEntry
@@ -152,11 +152,12 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
             split=c.test_split if test else c.split,
             relative_to=parsed.folder,
             queries=None if test else c.queries,
-            pool_negatives=None if test or c.pool is None else c.pool.negatives,
+            pool_negatives=None if c.pool is None else c.pool.test_negatives if test else c.pool.negatives,
             seed=content.seed,
             weight=c.weight,
             prompts=given_prompts(content.evaluation, c.prompts),
             choices={} if test else {kind: d.names for kind, d in searched[c.name].items()},
+            subsample=None if test or c.subsample is None else (c.subsample.queries, c.subsample.seed),
         )
         for c in content.evaluation.collections
     )

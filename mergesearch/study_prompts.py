@@ -11,16 +11,10 @@ from ruamel.yaml.error import YAMLError
 
 from mergesearch.errors import StudyFileError
 from mergesearch.evaluation.settings import KINDS, Kind
+from mergesearch.evaluation_schema import EvaluationEntry, GivenPromptsEntry, PromptListEntry, PromptsEntry, repeated
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.prompts import prompt_dimension
-from mergesearch.study_schema import (
-    EvaluationEntry,
-    GivenPromptsEntry,
-    PromptListEntry,
-    PromptsEntry,
-    StudyFile,
-    repeated,
-)
+from mergesearch.study_schema import StudyFile
 
 Keys = tuple[str | int, ...]
 

@@ -7,22 +7,13 @@ their registries, so a new plug-in needs no change here.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator
 
-DType = Literal["float32", "bfloat16", "float16"]
+from mergesearch.evaluation_schema import Closed, EvaluationEntry, GivenPromptsEntry
+
 GroupRule = Literal["template", "first_segment", "last_segment", "own"]
-
-
-class _Closed(BaseModel):
-    """Unknown keys are errors, and so are values of another type: `true` is no number, `3` is no text."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 def _source_shorthand(value: object) -> object:
@@ -33,17 +24,7 @@ def _name_shorthand(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _length_shorthand(value: object) -> object:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return {"query": value, "document": value} if whole else value
-
-
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)B")
-
-
-def repeated(texts: Iterable[str]) -> list[str]:
-    """Texts that come more than once."""
-    return [text for text, times in Counter(texts).items() if times > 1]
 
 
 def memory_bytes(text: str) -> int:
@@ -64,7 +45,7 @@ def _auto_off_or_memory(value: str) -> str:
     return value
 
 
-class SourceEntry(_Closed):
+class SourceEntry(Closed):
     """A model that is read, or a PEFT adapter, which is read as the model that it makes of its base."""
 
     model: str
@@ -77,7 +58,7 @@ class SourceEntry(_Closed):
     """Run the Python code that lies in this model's folder, which its configuration may need."""
 
 
-class GroupsEntry(_Closed):
+class GroupsEntry(Closed):
     """How the parameters are divided into groups with coefficients of their own."""
 
     segments: int | None = Field(default=None, ge=1, le=1000)
@@ -97,38 +78,7 @@ class GroupsEntry(_Closed):
     """A pooler, or whatever other head the model has after the last layer."""
 
 
-class GivenPromptsEntry(_Closed):
-    """Text put before every query or document; the template's own prompts by default."""
-
-    query: str | None = None
-    document: str | None = None
-
-
-class PromptListEntry(_Closed):
-    """Prompts to choose from: a search dimension."""
-
-    values: list[str] = []
-    """Texts, the first of which is what sources alone and the uniform average are scored with."""
-    file: str | None = None
-    """Or a YAML file with a list of texts, as `mergesearch synthesize prompts` writes it."""
-
-    @model_validator(mode="after")
-    def _lists(self) -> PromptListEntry:
-        if bool(self.values) == (self.file is not None):
-            raise ValueError("exactly one of `values`, a list of texts, and `file`")
-        if twice := repeated(self.values):
-            raise ValueError(f"different texts: {twice[0]!r} is listed twice")
-        return self
-
-
-class PromptsEntry(_Closed):
-    """Text put before every query or document; a list (`{values: […]}` or `{file: …}`) is searched."""
-
-    query: str | PromptListEntry | None = None
-    document: str | PromptListEntry | None = None
-
-
-class ExamplesCollectionEntry(_Closed):
+class ExamplesCollectionEntry(Closed):
     """Where examples are drawn from: a split of a judged collection. Other keys are its format's own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -142,7 +92,7 @@ class ExamplesCollectionEntry(_Closed):
         return dict(self.model_extra or {})
 
 
-class ExamplesEntry(_Closed):
+class ExamplesEntry(Closed):
     """A few labelled examples, on which the loss of every source is measured before the search."""
 
     loss: Literal["contrastive", "language_model"] = "contrastive"
@@ -164,7 +114,7 @@ class ExamplesEntry(_Closed):
     prompts: GivenPromptsEntry = GivenPromptsEntry()
 
 
-class MergeEntry(_Closed):
+class MergeEntry(Closed):
     """What is merged, and with which coefficients."""
 
     method: str = "linear"
@@ -179,7 +129,7 @@ class MergeEntry(_Closed):
     with `knots: 3` a range is a gradient over the layers, and so is a list of numbers."""
     examples: ExamplesEntry | None = None
     """What a method measures of the sources (the losses of `cocktail`) is measured on these."""
-    options: dict[str, bool | float | str] = {}
+    options: dict[str, bool | float | str] = Field(default={})
     """The method's options that are not searched."""
     other_vocabulary: Literal["refuse", "template", "shared_tokens"] = "refuse"
     """Sources whose vocabulary is not the template's are an error (`refuse`), lend their layers while all embeddings
@@ -187,7 +137,7 @@ class MergeEntry(_Closed):
     text, while the word embeddings of other tokens are the template's (`shared_tokens`)."""
 
 
-class StrategyEntry(_Closed):
+class StrategyEntry(Closed):
     """Which strategy proposes coefficients."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -205,7 +155,7 @@ def _racing_shorthand(value: object) -> object:
     return ({} if value else None) if isinstance(value, bool) else value
 
 
-class RacingEntry(_Closed):
+class RacingEntry(Closed):
     """Trials are scored in looks at more and more queries, and stopped when they cannot win any more."""
 
     looks: int | list[float] = Field(default=4)
@@ -241,7 +191,7 @@ def _study_shorthand(value: object) -> object:
     return {"study": value} if isinstance(value, str) else value
 
 
-class StartEntry(_Closed):
+class StartEntry(Closed):
     """A recorded study whose merges this one starts from: those that are points of its space too."""
 
     study: str
@@ -255,7 +205,7 @@ class StartEntry(_Closed):
     """Only so many merges, the highest; by default all of them, and 10 where they are scored `again`."""
 
 
-class SearchEntry(_Closed):
+class SearchEntry(Closed):
     """How coefficients are proposed, and how many are evaluated."""
 
     strategy: Annotated[StrategyEntry, BeforeValidator(_name_shorthand)]
@@ -267,7 +217,9 @@ class SearchEntry(_Closed):
     gpu_hours: float | None = Field(None, gt=0)
     """Start no further trial when those of all sessions, failed ones included, have held GPUs for so many hours.
     A worker without a GPU counts as one. Raise it to go on."""
-    enqueue: list[Literal["sources", "uniform", "without", "prompts"] | dict[str, float]] = ["sources", "uniform"]
+    enqueue: list[Literal["sources", "uniform", "without", "prompts"] | dict[str, float]] = Field(
+        ["sources", "uniform"]
+    )
     """What to evaluate first: every source alone, the uniform average, the average `without` each source in turn, the
     template alone with every prompt that is searched (`prompts`), or points by parameter name."""
     start_from: Annotated[StartEntry | None, BeforeValidator(_study_shorthand)] = None
@@ -278,89 +230,7 @@ class SearchEntry(_Closed):
     """Stop trials that cannot win: `true`, or a mapping. What is enqueued is never stopped."""
 
 
-class PoolEntry(_Closed):
-    """A smaller corpus: the judged documents and BM25 negatives of every query."""
-
-    negatives: int = Field(ge=0)
-    """Negatives per query; 0 keeps judged documents only."""
-
-
-class LengthsEntry(_Closed):
-    """Longest texts in tokens, special tokens included; the template's own limit by default."""
-
-    query: int | None = Field(default=None, ge=8)
-    document: int | None = Field(default=None, ge=8)
-
-
-class CollectionEntry(_Closed):
-    """A judged collection; keys beside those named here are its format's own."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
-
-    name: str
-    format: str = "beir"
-    split: str = "dev"
-    """The queries that trials are scored on."""
-    test_split: str = "test"
-    """The queries that `evaluate` reads, and nothing else."""
-    test: dict[str, Any] = {}
-    """Options of the format that differ for the test split, such as another `folder`; or all options of another
-    `format`, where judged queries are to test what pseudo-queries chose."""
-    queries: int | None = Field(None, ge=1)
-    """Sample this many dev queries (all by default)."""
-    pool: PoolEntry | None = None
-    weight: float = Field(1.0, ge=0)
-    """Share in a trial's value, relative to the other collections; 0 for one that is only guarded."""
-    objective: str | None = Field(None, min_length=1)
-    """What this collection counts for, such as `target` or `others`. With two names or more each is an objective of its
-    own: the study has a Pareto front, and a trial's value is still the weighted mean over all collections."""
-    may_lose: float | None = Field(None, ge=0)
-    """Guard: no merge is chosen that scores more than this below the template alone on this collection."""
-    prompts: PromptsEntry = PromptsEntry()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The format's own options."""
-        return dict(self.model_extra or {})
-
-    @property
-    def tested(self) -> tuple[str, dict[str, Any]]:
-        """Format and options of the test split."""
-        given = dict(self.test)
-        if "format" in given:
-            return str(given.pop("format")), given
-        return self.format, {**self.options, **given}
-
-
-class EvaluationEntry(_Closed):
-    """How a merge is scored."""
-
-    collections: list[CollectionEntry] = Field(min_length=1)
-    metric: str = "ndcg@10"
-    max_length: Annotated[LengthsEntry, BeforeValidator(_length_shorthand)] = LengthsEntry()
-    """Tokens per text: one number, or a mapping of `query` and `document`."""
-    prompts: PromptsEntry = PromptsEntry()
-    pooling: str | None = None
-    """Overrides the template's pooling: `mean`, `cls`, `lasttoken`, …"""
-    normalize: bool | None = None
-    """Overrides whether embeddings are scaled to length 1."""
-    similarity: Literal["cosine", "dot"] | None = None
-    """Overrides how the template compares embeddings."""
-    append_eos: bool | None = None
-    """For templates that read a text off its end token: append it (true) where the tokenizer does not, or accept texts
-    without one (false). By default such a tokenizer is an error."""
-    dtype: DType = "float32"
-    """What the merge is evaluated and exported in."""
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    """How attention is computed: `auto` takes FlashAttention 2, unpadded, on a CUDA device in half precision where the
-    package flash-attn is installed, and transformers' own choice (SDPA) elsewhere."""
-    batch_tokens: int = Field(2048, ge=64)
-    """Padded tokens per batch."""
-    search: str = "torch"
-    """The exact search backend: `torch` or `faiss`."""
-
-
-class WorkersEntry(_Closed):
+class WorkersEntry(Closed):
     """Who evaluates trials."""
 
     kind: Literal["local", "ray"] = "local"
@@ -384,7 +254,7 @@ class WorkersEntry(_Closed):
     """An existing Ray cluster, where workers without room wait for nodes; none starts one on this machine."""
 
 
-class StudyFile(_Closed):
+class StudyFile(Closed):
     """A study file as it was written."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

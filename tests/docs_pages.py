@@ -9,10 +9,9 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mergesearch.evaluation_schema import CollectionEntry, EvaluationEntry
 from mergesearch.search.registry import STRATEGIES
 from mergesearch.study_schema import (
-    CollectionEntry,
-    EvaluationEntry,
     ExamplesCollectionEntry,
     ExamplesEntry,
     GroupsEntry,

@@ -32,9 +32,9 @@ COARSE = 7
 
 
 def make_layers(folder: Path) -> TinyStudy:
-    """A study with two segments over four layers and a continuum of points."""
+    """A study with two segments over four layers and a continuum of points, among which no source alone is."""
     made = make_study(folder, n_layers=4)
-    return made.change("merge", "coefficients", "alpha", to={"low": 0, "high": 1})
+    return made.change("merge", "coefficients", "alpha", to={"low": 0.1, "high": 0.9})
 
 
 def scored(made: TinyStudy, url: str, **search: Any) -> Bench:

@@ -131,13 +131,13 @@ def _once(
     given: dict[str, Any],
 ) -> tuple[Sequence[str], str]:
     from mergesearch.results.coefficients import coefficient_words
-    from mergesearch.results.one_shot import ask, ask_in_study, merge_once
+    from mergesearch.results.one_shot import ask_in_study, ask_merge, merge_once
     from mergesearch.study_file import parse_study
 
     if file is not None:
         asked = ask_in_study(parse_study(file), values)
     else:
-        asked = ask(sources, settings=values, trusted=trusted, **given)
+        asked = ask_merge(sources, settings=values, trusted=trusted, **given)
 
     def on_loss(source: str, loss: float) -> None:
         click.echo(f"loss {loss:>9.4f}  {source}")

@@ -45,6 +45,7 @@ def command(output: str) -> None:
             "measured": list(m.measured),
             "base": m.needs_base,
             "one_shot": one_shot_words(m),
+            "one_shot_origin": m.one_shot.origin if m.one_shot else "",
         }
         for m in METHODS.values()
     ]
@@ -55,17 +56,21 @@ def command(output: str) -> None:
         print_json({"methods": methods, "strategies": strategies})
         return
     print_table(
-        ["method", "what it is", "coefficients", "in one shot", "paper"],
+        ["method", "what it is", "coefficients", "paper"],
         [
             (
                 m["name"],
                 f"{m['title']}, from a base" if m["base"] else m["title"],
                 ", ".join([*m["coefficients"], *(f"{name} (measured)" for name in m["measured"])]),
-                m["one_shot"],
                 m["paper"],
             )
             for m in methods
         ],
+    )
+    click.echo()
+    print_table(
+        ["in one shot", "what is not set is, with n sources"],
+        [(m["name"], ": ".join(filter(None, (m["one_shot"], m["one_shot_origin"])))) for m in methods],
     )
     click.echo()
     print_table(

@@ -118,7 +118,7 @@ class Collection:
             note = f"asked for a sample of {n:,} queries; all {len(self.query_ids):,} there are were taken"
             return replace(self, warnings=[*self.warnings, note])
         drawn = sorted(self.query_ids, key=lambda q: hashlib.sha256(f"{seed}\0{q}".encode()).digest())[:n]
-        return self._with_queries(drawn)
+        return self.with_queries(drawn)
 
     def with_pool(self, negatives: int, seed: int) -> Collection:
         """The same queries on a smaller corpus: judged documents and BM25 negatives.
@@ -149,7 +149,8 @@ class Collection:
             pooled=left(self.pooled),
         )
 
-    def _with_queries(self, kept: Iterable[str]) -> Collection:
+    def with_queries(self, kept: Iterable[str]) -> Collection:
+        """The same corpus with those of its queries whose ids are in `kept`, in the collection's order."""
         ids = set(kept)
         rows = [i for i, query_id in enumerate(self.query_ids) if query_id in ids]
         query_ids = [self.query_ids[i] for i in rows]

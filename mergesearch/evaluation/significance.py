@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RESAMPLES = 9999
 """Of bootstrap and permutation test: p-values are multiples of 1/10,000."""
+DEFAULT_LEVEL = 0.95
+"""Of confidence, of intervals."""
 
 _BATCH_ELEMENTS = 1 << 22
 
@@ -32,10 +34,11 @@ class Comparison:
 
     Attributes:
         mean_difference: mean over queries of a's score minus b's.
-        interval: 95% bootstrap interval (BCa) of that mean.
+        interval: bootstrap interval (BCa) of that mean, of confidence `level`.
         p_ttest: two-sided paired t-test.
         p_permutation: two-sided paired permutation (sign-flip) test.
         n: queries.
+        level: 0.95 for a 95% interval.
     """
 
     mean_difference: float
@@ -43,9 +46,12 @@ class Comparison:
     p_ttest: float
     p_permutation: float
     n: int
+    level: float = DEFAULT_LEVEL
 
 
-def compare(a: NDArray[np.float64], b: NDArray[np.float64], *, seed: int = 0) -> Comparison:
+def compare(
+    a: NDArray[np.float64], b: NDArray[np.float64], *, seed: int = 0, level: float = DEFAULT_LEVEL
+) -> Comparison:
     """Compare two models by their scores on the same queries in the same order, float64 [n].
 
     Raises:
@@ -68,6 +74,7 @@ def compare(a: NDArray[np.float64], b: NDArray[np.float64], *, seed: int = 0) ->
             (differences,),
             np.mean,
             n_resamples=RESAMPLES,
+            confidence_level=level,
             batch=max(1, _BATCH_ELEMENTS // len(differences)),
             random_state=np.random.default_rng(seed),
         )
@@ -81,7 +88,7 @@ def compare(a: NDArray[np.float64], b: NDArray[np.float64], *, seed: int = 0) ->
         batch=max(1, _BATCH_ELEMENTS // len(differences)),
         random_state=np.random.default_rng(seed),
     )
-    return Comparison(mean, interval, p_ttest, float(permuted.pvalue), len(differences))
+    return Comparison(mean, interval, p_ttest, float(permuted.pvalue), len(differences), level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

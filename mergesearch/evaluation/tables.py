@@ -9,6 +9,9 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergesearch.errors import EvaluationError
 
 _ONE_THREAD = threading.Lock()
@@ -19,7 +22,14 @@ Run = Mapping[str, Sequence[tuple[str, float]]]
 
 
 def ranx_scores(run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str]) -> dict[str, float]:
-    """Mean of each metric over the judged queries.
+    """Mean of each metric over the judged queries; arguments and errors are those of `ranx_per_query`."""
+    return {name: float(scores.mean()) for name, scores in ranx_per_query(run, qrels, metrics).items()}
+
+
+def ranx_per_query(
+    run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Each metric of every judged query, float64 [Q], in the order of the sorted query ids.
 
     A judged query that the run lacks counts as 0; queries without judgements are left out. Equal scores are
     ordered by document id, descending, as trec_eval does.
@@ -51,12 +61,12 @@ def ranx_scores(run: Run, qrels: Mapping[str, Mapping[str, int]], metrics: Seque
         import ranx
 
         try:
-            scores = ranx.evaluate(ranx.Qrels(judged), ranx.Run(ranked), list(metrics))
+            scores = ranx.evaluate(ranx.Qrels(judged), ranx.Run(ranked), list(metrics), return_mean=False)
         except ValueError as error:
             raise EvaluationError(f"ranx cannot compute {', '.join(metrics)}: {error}") from error
     if not isinstance(scores, dict):
         scores = {metrics[0]: scores}
-    return {name: float(value) for name, value in scores.items()}
+    return {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
 
 
 class _Names(dict[str, str]):

@@ -170,7 +170,7 @@ def choose(
     Args:
         study: the resolved study.
         store: its records.
-        scored: what `store.scored` gave, where that is known.
+        scored: what `store.scored` gave, where that is known, or a part of it: of the trials, or of the queries.
 
     Raises:
         NothingScoredError: no trial has a score yet.
@@ -186,7 +186,7 @@ def choose(
             Candidate(
                 trial.number,
                 trial.label,
-                trial.value,
+                result.value,
                 result.collections,
                 distance,
                 nearest,

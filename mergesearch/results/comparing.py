@@ -12,9 +12,10 @@ from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.results.choose import Choice
-from mergesearch.results.evaluate import Table, shown_p
+from mergesearch.results.evaluate import Table
 from mergesearch.results.report.costs import Costs, costs, strategies
 from mergesearch.results.report.held_out import HeldOut, held_out
+from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from mergesearch.merging.method import MergeMethod
 from mergesearch.recipe import CoefficientValue, MergeRecipe
-from mergesearch.study import Coefficients, Study
+from mergesearch.study import Study
+from mergesearch.study_recipes import Coefficients
 
 DECIMALS = 6
 """Kernels compute in float32: distances that differ by less are one distance, and ties are broken otherwise."""

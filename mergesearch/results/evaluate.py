@@ -1,4 +1,4 @@
-"""Scores that a study was not searched on: the winner, every source and the uniform average, with paired tests.
+"""Scores that a study was not searched on: the winner and what it has to be compared with, with paired tests.
 
 This is the only code that reads a test split, and every reading of a study's test split is recorded with the study.
 """
@@ -10,31 +10,32 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.result import CollectionScores, TrialResult
-from mergesearch.evaluation.significance import Comparison, compare, holm
-from mergesearch.evaluation.tables import ranx_scores
+from mergesearch.evaluation.tables import ranx_per_query
 from mergesearch.recipe import MergeRecipe
-from mergesearch.results.choose import choose
+from mergesearch.results.choose import choose, scored_trials
 from mergesearch.results.recorded import check_unchanged
+from mergesearch.results.rival_models import RIVAL, with_rivals
+from mergesearch.results.tested import USUAL, PairedTest, Reported, paired_tests, shown_p
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study import Prompts, Study
+from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
+from mergesearch.study_recipes import UNIFORM_AVERAGE, Prompts
 from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 
-FINAL_METRICS = ("ndcg@10", "recall@100", "mrr@10", "map@100")
-"""What final tables show beside the study's own metric."""
-RUN_DEPTH = 100
-"""Documents per query that these metrics look at."""
 COMMAND = "evaluate"
 """What readings of a test split are recorded under."""
 CHOSEN, HIGHEST = "chosen (trial ", "highest on dev (trial "
@@ -46,39 +47,27 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One model on every collection; `means` are by collection and metric."""
+    """One model on every collection; `scores` are by collection and metric, each float64 [Q] as `query_ids` go."""
 
     label: str
     result: TrialResult
-    means: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
+
+    @property
+    def means(self) -> Mapping[str, Mapping[str, float]]:
+        """Means over queries, by collection and metric."""
+        return {c: {name: float(values.mean()) for name, values in of.items()} for c, of in self.scores.items()}
+
+    def on(self, i: int, metric: str) -> CollectionScores:
+        """The scores on a collection, by its place, by one of the metrics."""
+        own = self.result.collections[i]
+        if metric == own.metric:
+            return own
+        return replace(own, metric=metric, scores=self.scores[own.collection][metric])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {"model": self.label, "scores": {c: dict(m) for c, m in self.means.items()}}
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """The winner against one other model on one collection; `p_holm` is corrected over the collection's tests."""
-
-    collection: str
-    against: str
-    comparison: Comparison
-    p_holm: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        c = self.comparison
-        return {
-            "collection": self.collection,
-            "against": self.against,
-            "difference": c.mean_difference,
-            "interval": list(c.interval),
-            "p_ttest": c.p_ttest,
-            "p_permutation": c.p_permutation,
-            "p_holm": self.p_holm,
-            "queries": c.n,
-        }
 
 
 @dataclass(frozen=True)
@@ -89,6 +78,7 @@ class Evaluation:
     models: tuple[ModelScores, ...]
     tests: tuple[PairedTest, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    reported: Reported = USUAL
     pseudo: tuple[str, ...] = ()
     """The collections whose queries are pseudo-queries."""
 
@@ -103,42 +93,50 @@ class Evaluation:
         }
 
     def tables(self) -> list[Table]:
-        """Per collection one table of scores and, where something was tested, one of the differences."""
+        """Per collection one table of scores and, where something was tested, one of the differences by each metric."""
         tables: list[Table] = []
         selection = " (selection scores)" if self.split == "dev" else ""
         for scores in self.models[0].result.collections:
             name, n = scores.collection, len(scores.query_ids)
-            metrics = list(self.models[0].means[name])
-            rows: list[tuple[Any, ...]] = [
-                (m.label, *(f"{m.means[name][k]:.4f}" for k in metrics)) for m in self.models
-            ]
+            means = {m.label: m.means[name] for m in self.models}
+            metrics = self.reported.shown(scores.metric)
+            rows: list[tuple[Any, ...]] = [(label, *(f"{of[k]:.4f}" for k in metrics)) for label, of in means.items()]
             queries = PSEUDO if name in self.pseudo else "queries"
             tables.append((f"{name}, {self.split} split, {n} {queries}{selection}", ["model", *metrics], rows))
-            differences: list[tuple[Any, ...]] = [
-                (
-                    f"chosen − {t.against}",
-                    f"{t.comparison.mean_difference:+.4f}",
-                    "[{:+.4f}, {:+.4f}]".format(*t.comparison.interval),
-                    *map(shown_p, (t.comparison.p_ttest, t.comparison.p_permutation, t.p_holm)),
-                )
-                for t in self.tests
-                if t.collection == name
-            ]
-            if differences:
-                headers = ["paired by query", scores.metric, "95% interval", "p (t)", "p (perm.)", "p (t, Holm)"]
-                tables.append((f"{name}, differences", headers, differences))
+            corrected = f"p (t, {self.reported.correction.capitalize()})"
+            for metric in self.reported.tested(scores.metric):
+                found = [t for t in self.tests if (t.collection, t.metric) == (name, metric)]
+                if found:
+                    interval = f"{100 * found[0].comparison.level:g}% interval"
+                    headers = ["paired by query", metric, interval, "p (t)", "p (perm.)", corrected]
+                    tables.append((f"{name}, differences", headers, [self._row(t) for t in found]))
         return tables
 
-
-def shown_p(p: float) -> str:
-    """A p-value with four decimals; none is shown as 0, which no test can find."""
-    return f"{p:.4f}" if p >= 0.0001 else "<.0001"
+    def _row(self, test: PairedTest) -> tuple[str, ...]:
+        c = test.comparison
+        corrected = test.p_holm if self.reported.correction == "holm" else test.p_bonferroni
+        level = self.reported.level
+        return (
+            f"chosen − {test.against}",
+            f"{c.mean_difference:+.4f}",
+            "[{:+.4f}, {:+.4f}]".format(*c.interval),
+            shown_p(c.p_ttest),
+            shown_p(c.p_permutation),
+            shown_p(corrected) + ("*" if level is not None and corrected < 1 - level else ""),
+        )
 
 
 def evaluate_study(
-    study: Study, store: StudyStore, *, split: str = "test", progress: BatchProgress | None = None
+    study: Study,
+    store: StudyStore,
+    *,
+    split: str = "test",
+    trials: Sequence[int] = (),
+    rivals: Mapping[str, str] = MappingProxyType({}),
+    reported: Reported = USUAL,
+    progress: BatchProgress | None = None,
 ) -> Evaluation:
-    """Score every source alone, the uniform average, the highest on dev and the chosen merge.
+    """Score every source alone, the uniform average, what is named, the highest on dev and the chosen merge.
 
     Sources alone are whole models, their embeddings included, encoded with the template's tokenizer and settings.
     Equal weights are encoded once. The dev split chose the merge, so nothing is tested there.
@@ -147,30 +145,38 @@ def evaluate_study(
         study: the resolved study.
         store: its records, from which the choice is made and in which the reading is noted.
         split: `test`, `dev` for the very queries that the study searched on, or another split's own name.
+        trials: numbers of further trials to score, such as the one that is a paper's fixed choice.
+        rivals: models beside the sources that the choice has to beat, by name: anything that a source may be.
+        reported: what is shown and tested.
         progress: called with (batches encoded, batches of all models).
 
     Raises:
         NothingScoredError: no trial has a score yet.
         ResumeError: sources or settings are not those of the recorded study.
         CollectionError: a collection has no such split.
+        EvaluationError: a trial that is named has no score.
+        SourceError: a rival cannot be opened, or is of another architecture.
     """
     check_unchanged(study, store)
     choice = choose(study, store)
     chosen = store.recipe(choice.number)
+    beside = with_rivals(study, rivals)
     recipes = _recipes(study, chosen.prompts)
+    recipes |= {f"{name}{RIVAL}": beside.source_alone(name, chosen.prompts) for name in rivals}
+    recipes |= {f"trial {number}": _recorded(store, number) for number in trials if number != choice.number}
     if choice.best_number != choice.number:
         recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
     recipes[f"{CHOSEN}{choice.number})"] = chosen
     specs = _specs(study, split)
-    evaluator = TrialEvaluator(replace(study.unmerged_spec(), collections=specs, racing=None))
-    evaluator.retrieval.depth = max(evaluator.retrieval.depth, RUN_DEPTH)
+    evaluator = TrialEvaluator(replace(beside.unmerged_spec(), collections=specs, racing=None))
+    evaluator.retrieval.depth = max(evaluator.retrieval.depth, reported.depth)
     scored, weights = _score(evaluator, recipes, progress)
     collections = [p.source.collection for p in evaluator.retrieval.collections]
     qrels = {c.name: c.qrels for c in collections}
-    models = tuple(_model(label, result, qrels) for label, result in scored.items())
+    models = tuple(_model(label, result, qrels, reported) for label, result in scored.items())
     if split == "dev":
         note = "these queries were searched on: the scores are selection scores, not an estimate, and nothing is tested"
-        return Evaluation(split, models, (), (note,), _pseudo(specs))
+        return Evaluation(split, models, (), (note,), reported, _pseudo(specs))
     for label, result in scored.items():
         fingerprint = recipes[label].fingerprint
         store.record_test_reading(
@@ -178,11 +184,11 @@ def evaluate_study(
         )
     others = [m for m in models[:-1] if weights[m.label] != weights[models[-1].label]]
     same = [m.label for m in models[:-1] if m not in others]
-    notes = [*_overlaps(study, collections), *_readings(store)]
+    notes = [*_overlaps(study, collections), *_pools(collections), *_readings(store)]
     if same:
         notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
     notes += [f"queries of {name} are {PSEUDO}: no user asked them, and nobody judged them" for name in _pseudo(specs)]
-    return Evaluation(split, models, _tests(models[-1], others), tuple(notes), _pseudo(specs))
+    return Evaluation(split, models, _tests(models[-1], others, reported), tuple(notes), reported, _pseudo(specs))
 
 
 def evaluate_folder(
@@ -192,6 +198,7 @@ def evaluate_folder(
     store: StudyStore | None = None,
     beir: Path | None = None,
     split: str = "test",
+    reported: Reported = USUAL,
     progress: BatchProgress | None = None,
 ) -> Evaluation:
     """Score any model folder, on a study's collections with its settings or on a folder in BEIR layout.
@@ -202,6 +209,7 @@ def evaluate_folder(
         store: notes the reading of the study's test split.
         beir: a collection folder, instead of a study.
         split: which queries.
+        reported: which metrics are shown.
         progress: called with (batches encoded, batches).
 
     Raises:
@@ -225,7 +233,7 @@ def evaluate_folder(
     encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
     specs = tuple(replace(c, prompts=_of_folder(c, encoder)) for c in specs)
     retrieval = build_retrieval(encoder, specs, settings)
-    retrieval.depth = max(retrieval.depth, RUN_DEPTH)
+    retrieval.depth = max(retrieval.depth, reported.depth)
     result = retrieval.evaluate(progress, keep_runs=True)
     label = folder.resolve().name
     notes: list[str] = []
@@ -233,7 +241,8 @@ def evaluate_folder(
         store.record_test_reading(result.collections, subject=label, split=split, command=f"{COMMAND} folder")
         notes += _readings(store)
     qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
-    return Evaluation(split, (_model(label, result, qrels),), (), tuple(notes), _pseudo(specs))
+    model = _model(label, result, qrels, reported)
+    return Evaluation(split, (model,), (), tuple(notes), reported, _pseudo(specs))
 
 
 def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
@@ -296,41 +305,48 @@ def _recipes(study: Study, prompts: Prompts) -> dict[str, MergeRecipe]:
     recipes = {f"{source} alone": study.source_alone(source) for source in study.folders}
     even = study.uniform_average()
     if even is not None:
-        recipes["uniform average"] = study.recipe_of(even)
+        recipes[UNIFORM_AVERAGE] = study.recipe_of(even)
     if prompts != study.prompts_at():
         for source in study.folders:
             recipes[f"{source} with the chosen prompts, alone"] = study.source_alone(source, prompts)
     return recipes
 
 
-def _model(label: str, result: TrialResult, qrels: Mapping[str, Qrels]) -> ModelScores:
-    means = {c.collection: _final_metrics(c, qrels[c.collection]) for c in result.collections}
-    return ModelScores(label, result, means)
+def _recorded(store: StudyStore, number: int) -> MergeRecipe:
+    """The recipe of a trial that was scored on all its queries.
+
+    Raises:
+        EvaluationError: there is no such trial.
+    """
+    scored = [t.number for t in scored_trials(store)]
+    if number not in scored:
+        raise EvaluationError(f"no trial {number} has a score; those that have: {', '.join(map(str, scored))}.")
+    return store.recipe(number)
 
 
-def _final_metrics(scores: CollectionScores, qrels: Qrels) -> dict[str, float]:
-    """The study's metric first, then the usual ones, all by ranx."""
+def _model(label: str, result: TrialResult, qrels: Mapping[str, Qrels], reported: Reported) -> ModelScores:
+    """With the metrics that are shown, all by ranx."""
+    return ModelScores(
+        label, result, {c.collection: _by_ranx(c, qrels[c.collection], reported) for c in result.collections}
+    )
+
+
+def _by_ranx(scores: CollectionScores, qrels: Qrels, reported: Reported) -> dict[str, NDArray[np.float64]]:
     assert scores.run is not None  # runs were asked for
-    metrics = tuple(dict.fromkeys((scores.metric, *FINAL_METRICS)))
-    return ranx_scores(scores.run, qrels, metrics)
+    place = {query: i for i, query in enumerate(sorted(qrels))}
+    order = [place[query] for query in scores.query_ids]
+    found = ranx_per_query(scores.run, qrels, reported.shown(scores.metric))
+    return {name: values[order] for name, values in found.items()}
 
 
-def _tests(winner: ModelScores, others: Sequence[ModelScores]) -> tuple[PairedTest, ...]:
-    """The winner against every other model, collection by collection."""
-    tests: list[PairedTest] = []
-    for i, mine in enumerate(winner.result.collections):
-        tests += paired_tests(mine, {o.label: o.result.collections[i] for o in others})
-    return tuple(tests)
-
-
-def paired_tests(winner: CollectionScores, others: Mapping[str, CollectionScores]) -> tuple[PairedTest, ...]:
-    """The winner against other models by label on one collection, Holm-corrected; none for a single query."""
-    if len(winner.query_ids) < 2:
-        return ()
-    comparisons = {label: compare(winner.scores, other.scores) for label, other in others.items()}
-    corrected = holm([c.p_ttest for c in comparisons.values()])
-    tested = zip(comparisons.items(), corrected, strict=True)
-    return tuple(PairedTest(winner.collection, label, c, p) for (label, c), p in tested)
+def _tests(winner: ModelScores, others: Sequence[ModelScores], reported: Reported) -> tuple[PairedTest, ...]:
+    """The winner against every other model, collection by collection and metric by metric."""
+    return tuple(
+        test
+        for i, own in enumerate(winner.result.collections)
+        for metric in reported.tested(own.metric)
+        for test in paired_tests(winner.on(i, metric), {o.label: o.on(i, metric) for o in others}, reported.confidence)
+    )
 
 
 def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
@@ -342,6 +358,16 @@ def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
         "exports do not tell such scores as test scores"
         for c, n in found
         if n
+    ]
+
+
+def _pools(collections: Sequence[Collection]) -> list[str]:
+    """Notes on test queries that rank a pool."""
+    return [
+        f"queries of {c.name} rank a pool of {len(c.doc_ids):,} documents and not the whole corpus: the scores compare "
+        "these models, and are higher than others' figures"
+        for c in collections
+        if c.pooled is not None
     ]
 
 

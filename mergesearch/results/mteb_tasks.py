@@ -23,7 +23,8 @@ from huggingface_hub import EvalResult, ModelCard
 
 from mergesearch.errors import CollectionError, EvaluationError, Problem, unknown
 from mergesearch.evaluation.loading import load
-from mergesearch.results.evaluate import FINAL_METRICS, Table
+from mergesearch.results.evaluate import Table
+from mergesearch.results.tested import FINAL_METRICS
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.study_inputs import encoding_files
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergesearch.errors import MergeError, Problem, StudyFileError, unknown
+from mergesearch.evaluation_schema import DType, EvaluationEntry
 from mergesearch.measuring import measure
 from mergesearch.merging.declared import OptionValue
 from mergesearch.merging.method import MergeMethod
@@ -26,16 +27,7 @@ from mergesearch.search.ranges import is_range
 from mergesearch.storage.engine import redact
 from mergesearch.study import Study
 from mergesearch.study_file import ParsedStudy
-from mergesearch.study_schema import (
-    DType,
-    EvaluationEntry,
-    GroupsEntry,
-    MergeEntry,
-    SearchEntry,
-    SourceEntry,
-    StudyFile,
-    WorkersEntry,
-)
+from mergesearch.study_schema import GroupsEntry, MergeEntry, SearchEntry, SourceEntry, StudyFile, WorkersEntry
 
 Setting = bool | float | str
 OnLoss = Callable[[str, float], None]
@@ -111,7 +103,7 @@ def _in_words_of_the_command(problem: Problem) -> Problem:
     return Problem(message, problem.where)
 
 
-def ask(
+def ask_merge(
     sources: Mapping[str, str],
     *,
     method: str = "linear",
@@ -190,7 +182,7 @@ def merge_once(
     Losses that a method weighs by are measured where a study file names examples.
 
     Args:
-        asked: what `ask` or `ask_in_study` gave.
+        asked: what `ask_merge` or `ask_in_study` gave.
         out: the folder to make.
         device: where to merge; by default what the study file says.
         force: replace `out` when it is an earlier export, or empty.
@@ -309,8 +301,7 @@ def _settled(asked: Asked, method: MergeMethod) -> tuple[MergeEntry, dict[str, S
             what = f"coefficient or option of {method.name}"
             problems.append(Problem(unknown(what, first, known), f"--set {name}"))
         elif first in method.measured:
-            losses = config.setdefault(first, {})
-            losses.update({rest: value} if rest else dict.fromkeys(sources, value))
+            config[first] = {**config.get(first, {}), **({rest: value} if rest else dict.fromkeys(sources, value))}
         elif rest:
             later[name] = value
         else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.result import TrialResult
+from mergesearch.evaluation_schema import CollectionEntry
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice
 from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST
@@ -22,7 +23,6 @@ from mergesearch.sources.locate import hub_id
 from mergesearch.storage import Reading, redact
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.study_schema import CollectionEntry
 from mergesearch.versions import versions
 from mergesearch.workers.evaluator_spec import EvaluatorSpec
 

@@ -16,7 +16,7 @@ from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.reader import Lease, StudyReader
 from mergesearch.storage.record import PLANNED, StudyRecord
-from mergesearch.study import UNIFORM_AVERAGE
+from mergesearch.study_recipes import UNIFORM_AVERAGE
 
 LOOK_BACK = 64
 """Trials, counted from the newest, whose workers are known as such while they have no trial."""

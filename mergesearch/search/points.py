@@ -65,6 +65,7 @@ class SearchSpace:
         bindings: how values of dimensions become coefficients.
         defaults: coefficient name to the value it has where nothing is said.
         template: the point that is the template source alone, where the space holds it.
+        unmerged: points that are a source alone, one of each source that the space holds alone.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -73,6 +74,7 @@ class SearchSpace:
     bindings: tuple[Binding, ...]
     defaults: Mapping[str, float] = field(default_factory=dict)
     template: Mapping[str, float] | None = None
+    unmerged: tuple[Mapping[str, float], ...] = ()
     _known: dict[tuple[tuple[str, Any], ...], Point | None] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -86,6 +88,19 @@ class SearchSpace:
     def free(self) -> tuple[Dimension, ...]:
         """The dimensions that have more than one value."""
         return tuple(d for d in self.dimensions if not d.single)
+
+    def is_unmerged(self, params: Mapping[str, float]) -> bool:
+        """Whether the merge at a point is a source alone; dimensions that no coefficient depends on have no say."""
+        names = [d.name for d in self.dimensions if d.name in self._bound]
+        here = {name: self.by_name[name].snap(params[name]) for name in names}
+        return any(
+            all(math.isclose(here[n], alone[n], rel_tol=1e-9, abs_tol=1e-12) for n in names) for alone in self.unmerged
+        )
+
+    @cached_property
+    def _bound(self) -> frozenset[str]:
+        """Names of the dimensions that coefficients depend on."""
+        return frozenset(name for binding in self.bindings for name in binding.shares)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """What Optuna records for every parameter."""

@@ -74,9 +74,11 @@ def build_space(
     builder = _Builder(method, tuple(sources), groups, template)
     builder.read(config)
     space = builder.finish(prompts, searched=searched)
-    alone = method.coefficients_for_source(template, list(sources), base, template)
-    point = space.locate(dict.fromkeys(groups, alone)) if alone is not None else None
-    return SearchSpace(space.dimensions, space.groups, space.constants, space.bindings, space.defaults, point)
+    named = dict.fromkeys([*sources, *([] if base is None else [base])])
+    alone = {s: method.coefficients_for_source(s, list(sources), base, template) for s in named}
+    points = {s: space.locate(dict.fromkeys(groups, c)) for s, c in alone.items() if c is not None}
+    unmerged = tuple(p for p in points.values() if p is not None)
+    return replace(space, template=points.get(template), unmerged=unmerged)
 
 
 _COMPONENT = re.compile(r"(?:segment|layer)_\d+_(\w+)")

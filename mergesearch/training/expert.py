@@ -8,6 +8,8 @@ batch with a hard negative.
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +35,9 @@ from mergesearch.training.resumable import SAVE_EVERY_S, first_and_last, train_o
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import TrainerCallback
 
 NONE, BM25 = "none", "bm25"
 _WARMUP = 100
@@ -116,6 +121,7 @@ def train_expert(
     save_every_s: float = SAVE_EVERY_S,
     preparing: harness.Progress | None = None,
     progress: harness.Progress | None = None,
+    passes: Path | None = None,
 ) -> Expert:
     """Fine-tune a retriever with InfoNCE and leave an adapter, or a whole model.
 
@@ -132,6 +138,8 @@ def train_expert(
         save_every_s: seconds between checkpoints.
         preparing: called with (collections mined, collections) while negatives are looked for.
         progress: called after each optimizer step.
+        passes: a folder of this training alone, where the adapter is left as it is after each whole pass over the
+            examples, under the pass's number from 1 on; whole models are not.
 
     Raises:
         MergesearchError: for a missing extra, impossible settings, an `out` that exists, a training that was begun with
@@ -154,7 +162,7 @@ def train_expert(
             if len(columns["query"]) < settings.batch_size:
                 found = f"{len(columns['query'])} examples do not fill one batch of {settings.batch_size}"
                 raise CollectionError([f"{found}; give more pairs or a smaller batch"])
-            return _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress)
+            return _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress, passes)
 
         record, before = train_once(out, asked, prepared.check_memory, train, restart=restart)
     return Expert(out, record["examples"], record["steps"], first_and_last(record), before)
@@ -247,6 +255,7 @@ def _train(
     asked: dict[str, Any],
     save_every_s: float,
     progress: harness.Progress | None,
+    passes: Path | None,
 ) -> dict[str, Any]:
     base, settings = prepared.base, prepared.settings
     n = len(columns["query"])
@@ -273,6 +282,9 @@ def _train(
         prompts=prompts,
         mini_batch=settings.mini_batch,
     )
+    if adapted is not None and passes is not None:
+        ends = {max(1, round(i * n / settings.batch_size)): i for i in range(1, math.floor(settings.epochs) + 1)}
+        trainer.add_callback(_leaving_callback(adapted, base.location, passes, ends, {"asked": asked}))
     losses = train_resumably(trainer, checkpoints, progress, save_every_s=save_every_s)
     record = {"asked": asked, "prompts": prompts, "examples": n, "steps": steps, "losses": losses}
     if adapted is not None:
@@ -280,3 +292,21 @@ def _train(
     else:
         harness.save(base.folder, encoder, out, record)
     return record
+
+
+def _leaving_callback(
+    adapted: PeftModel, base: str, passes: Path, ends: dict[int, int], record: dict[str, Any]
+) -> TrainerCallback:
+    """Leaves the adapter after the steps that `ends` gives the number of a pass.
+
+    Checkpoints are written later in a step, so one that is gone on from has all its passes left already.
+    """
+    from transformers import TrainerCallback
+
+    class _Leave(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+        def on_step_end(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if (done := ends.get(state.global_step)) is not None:
+                shutil.rmtree(passes / str(done), ignore_errors=True)
+                save_adapter(adapted, base, passes / str(done), {**record, "steps": state.global_step})
+
+    return _Leave()

@@ -33,6 +33,8 @@ class CollectionSpec:
         weight: share in a trial's value.
         prompts: `query` and `document` prompts; None where the template's own is used.
         choices: by kind the prompts that recipes pick from: tokenised beforehand, so that a trial finds them ready.
+        subsample: how many of these queries are scored, and the seed that draws them; None scores all. The corpus, a
+            pool too, stays that of all.
     """
 
     name: str
@@ -46,6 +48,7 @@ class CollectionSpec:
     weight: float = 1.0
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subsample: tuple[int, int] | None = None
 
     @property
     def pseudo_queries(self) -> bool:
@@ -53,7 +56,7 @@ class CollectionSpec:
         return get_format(self.format).pseudo_queries
 
     def load(self) -> Collection:
-        """Read the collection, sample its queries, pool its corpus. Deterministic.
+        """Read the collection, sample its queries, pool its corpus, sample again. Deterministic.
 
         Raises:
             CollectionError: listing everything that is wrong with it.
@@ -65,6 +68,8 @@ class CollectionSpec:
             collection = collection.sample_queries(self.queries, self.seed)
         if self.pool_negatives is not None:
             collection = collection.with_pool(self.pool_negatives, self.seed)
+        if self.subsample is not None:
+            collection = collection.sample_queries(*self.subsample)
         return collection
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from mergesearch.errors import CollectionError
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.formats import FORMATS, CollectionOptions, load_collection, write_collection
-from mergesearch.study_schema import CollectionEntry
+from mergesearch.evaluation_schema import CollectionEntry
 
 if TYPE_CHECKING:
     from pathlib import Path

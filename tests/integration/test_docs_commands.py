@@ -69,6 +69,8 @@ WATCHES = "looks again until the study ends; the tests of the live view watch on
 SERVES = "serves until it is interrupted; tests/integration/test_dashboard.py asks it for pages"
 TRAINS = "trains for minutes; the tests of training run the like of it on tiny models"
 REFINES = "divides a model of more than two layers; tests/integration/test_refine.py refines one and runs it"
+RIVALS = "needs a model that is trained in minutes; tests/integration/test_evaluate.py scores rivals"
+TRAINS_TINY = "trains eleven times; tests/integration/test_limited_data.py runs it on tiny models"
 CASES = [
     *(Case(f"mergesearch {name}", NAME) for name in sorted({*cli.commands} - {"methods", "studies"})),
     Case("mergesearch validate *", RUN),
@@ -89,7 +91,8 @@ CASES = [
     Case("mergesearch status *", RUN),
     Case("mergesearch best *", RUN),
     Case("mergesearch evaluate merged --mteb *", RUN, makes=("mteb-results/results",), prepare=local_mteb),
-    Case("mergesearch evaluate studies/segment-grid.yaml", SLOW),
+    Case("mergesearch evaluate * --rival *=runs/*", PARSED, RIVALS),
+    Case("mergesearch evaluate studies/*", SLOW),
     Case("mergesearch evaluate *", RUN),
     Case("mergesearch export * --push-to *", PARSED, HUB),
     Case("mergesearch export study.yaml --out merged", RUN, without=("merged",), makes=("merged/mergesearch.json",)),
@@ -106,9 +109,11 @@ CASES = [
     Case("mergesearch dashboard *", PARSED, SERVES),
     Case("mergesearch methods*", RUN),
     Case("mergesearch clean *", RUN),
+    Case("mergesearch protocol quality *", PARSED, "an hour; tests/unit/test_quality_protocol.py runs a tiny protocol"),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
     *(Case(f"mergesearch synthesize {kind}", NAME) for kind in ("negatives", "queries", "prompts")),
+    Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
 ]
 
@@ -119,6 +124,7 @@ MAKE = {
     "chaos": "by hand; docs/reliability.md has the result",
     "bench": "by hand; docs/speed.md has the result",
     "bench-search": "by hand; docs/speed.md has the result",
+    "reproduce": "by hand; docs/quality.md has the result",
 }
 """Targets of the Makefile that pages name, and who runs them."""
 
@@ -170,14 +176,13 @@ def template(tmp_path_factory: pytest.TempPathFactory, grid_study: TinyStudy) ->
     (folder / "data").mkdir()
     shutil.copytree(folder / "collection", folder / "data" / "mine")
     (folder / "studies").mkdir()
-    for name in ("segment-grid", "segment-grid-e5-mistral"):
-        shutil.copy(ROOT / "studies" / f"{name}.yaml", folder / "studies")
+    shutil.copy(ROOT / "studies" / "segment-grid-e5-mistral.yaml", folder / "studies")
     content = world.content()
     for source, path in content["sources"].items():
         content["sources"][source] = f"../{path}"
     content["evaluation"]["collections"][0]["folder"] = "../collection"
-    write(folder / "studies" / "segment-grid.yaml", content)
-    for name in ("segment-surrogate", "re-adapt", "halves"):
+    shown = re.findall(r"studies/([\w-]+)\.yaml", " ".join(s.text for s in SHOWN))
+    for name in {*shown, "segment-grid"} - {"segment-grid-e5-mistral"}:
         write(folder / "studies" / f"{name}.yaml", content)
     (folder / "mergesearch-quickstart").mkdir()
     write(folder / "mergesearch-quickstart" / "study.yaml", content)

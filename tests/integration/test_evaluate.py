@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mergesearch import choose, evaluate_folder, evaluate_study, export_merge, load_study, open_store, run_study
-from mergesearch.errors import CollectionError, EvaluationError
+from mergesearch.errors import CollectionError, EvaluationError, SourceError
+from mergesearch.evaluation.significance import Comparison, compare
 from mergesearch.listener import Listener
 from mergesearch.results.choose import NothingScoredError
 from mergesearch.results.evaluate import Evaluation
 from mergesearch.results.export import RECIPE_FILE
-from tests.tiny_studies import TinyStudy, make_beir, make_study
+from mergesearch.results.tested import PairedTest, Reported
+from tests.tiny_models import make_tiny, make_variant
+from tests.tiny_studies import TinyStudy, copy_study, make_beir, make_study, mergesearch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,6 +220,22 @@ def test_test_queries_that_were_searched_on_are_pointed_out(tmp_path: Path) -> N
         assert [n for n in notes if "8 of 8 test queries of made are dev queries, too: they were searched on" in n]
 
 
+def test_test_queries_may_rank_a_pool_which_is_said(tmp_path: Path) -> None:
+    tiny = make_study(tmp_path).change("search", "trials", to=1)
+    tiny.change("evaluation", "collections", 0, "pool", to={"negatives": 3, "test_negatives": 0})
+    study = load_study(tiny.file)
+    (spec,) = study.collection_specs(test=True)
+    test = spec.load()
+    assert set(test.doc_ids) == {doc for judged in test.qrels.values() for doc in judged}
+    assert len(test.doc_ids) < 30
+    with open_store(study, tiny.storage) as store:
+        run_study(study, store, Silent())
+        notes = evaluate_study(study, store).notes
+    assert [n for n in notes if f"queries of made rank a pool of {len(test.doc_ids)} documents" in n]
+    tiny.change("evaluation", "collections", 0, "pool", to={"negatives": 0})
+    assert len(load_study(tiny.file).collection_specs(test=True)[0].load().doc_ids) == 30
+
+
 def test_a_folder_is_scored_on_any_beir_folder(tiny: TinyStudy) -> None:
     found = evaluate_folder(tiny.folder / "retriever", beir=tiny.folder / "other")
     (title, headers, rows), *rest = found.tables()
@@ -261,5 +281,100 @@ def test_tables_fit_100_columns_and_json_is_plain(evaluation: Evaluation) -> Non
     plain = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert plain["models"][0]["model"] == "retriever alone"
     assert set(plain["tests"][0]) == {
-        "collection", "against", "difference", "interval", "p_ttest", "p_permutation", "p_holm", "queries",
+        "collection", "metric", "against", "difference", "interval", "p_ttest", "p_permutation", "p_holm",
+        "p_bonferroni", "level", "queries",
     }  # fmt: skip
+
+
+def test_other_metrics_are_those_of_trec_eval_and_tested_by_query(finished: tuple[Study, StudyStore]) -> None:
+    names = {"precision@10": "P_10", "ndcg@3": "ndcg_cut_3", "map@100": "map_cut_100"}
+    reported = Reported((*names, "precision@10"), "bonferroni", 0.99)
+    found = evaluate_study(*finished, reported=reported)
+    assert [list(t[1][1:]) for t in found.tables() if t[1][0] == "model"] == [list(names)] * 2
+    winner, other = found.models[-1], next(m for m in found.models if m.label == found.tests[0].against)
+    for i, spec in enumerate(finished[0].collection_specs(test=True)):
+        judge = pytrec_eval.RelevanceEvaluator(spec.load().qrels, set(names.values()))
+        for metric, theirs in names.items():
+            expected = {}
+            for model in (winner, other):
+                run = model.on(i, metric).run
+                assert run is not None
+                per_query = judge.evaluate({q: dict(documents) for q, documents in run.items()})
+                expected[model.label] = np.array([per_query[q][theirs] for q in model.on(i, metric).query_ids])
+                np.testing.assert_allclose(model.on(i, metric).scores, expected[model.label], atol=1e-9)
+            tests = [t for t in found.tests if (t.collection, t.metric) == (spec.name, metric)]
+            (test,) = [t for t in tests if t.against == other.label]
+            assert test.comparison == compare(winner.on(i, metric).scores, other.on(i, metric).scores, level=0.99)
+            difference = float((expected[winner.label] - expected[other.label]).mean())
+            assert test.comparison.mean_difference == pytest.approx(difference, abs=1e-9)
+            assert test.p_bonferroni == pytest.approx(min(1, len(tests) * test.comparison.p_ttest))
+            assert test.p_bonferroni >= test.p_holm
+    headers = [t[1][1:] for t in found.tables() if t[1][0] != "model"]
+    assert headers[0] == ["precision@10", "99% interval", "p (t)", "p (perm.)", "p (t, Bonferroni)"]
+
+
+@pytest.mark.parametrize(
+    ("correction", "level", "stars"),
+    [("holm", 0.95, 2), ("bonferroni", 0.95, 1), ("holm", 0.999, 0), ("holm", None, 0)],
+)
+def test_stars_are_for_corrected_p_values_at_the_level_asked_for(
+    evaluation: Evaluation, correction: Any, level: float | None, stars: int
+) -> None:
+    tests = [
+        PairedTest("made", label, Comparison(0.1, (0.0, 0.2), p, p, 9, level or 0.95), holm, "ndcg@10", 2)
+        for label, p, holm in (("a", 0.01, 0.02), ("b", 0.03, 0.03))
+    ]
+    shown = replace(evaluation, tests=tuple(tests), reported=Reported((), correction, level)).tables()
+    (differences,) = [rows for title, _, rows in shown if title == "made, differences"]
+    assert sum(row[-1].endswith("*") for row in differences) == stars
+
+
+def test_trials_and_rivals_that_are_named_are_scored_and_tested_too(tiny: TinyStudy, tmp_path: Path) -> None:
+    made = copy_study(tiny, tmp_path / "study")
+    made.change("search", "enqueue", to=[{"alpha.segment_1": 0.5, "alpha.segment_2": 0}])
+    made.change("search", to={**made.content()["search"], "strategy": "random", "trials": 3})
+    make_variant(made.folder / "retriever", tmp_path / "better", seed=9)
+    study = load_study(made.file)
+    with open_store(study, made.storage) as store:
+        run_study(study, store, Silent())
+        number = next(n for n in (0, 1) if n != choose(study, store).number)
+        found = evaluate_study(study, store, trials=[number], rivals={"all-data": str(tmp_path / "better")})
+        readings = store.test_readings()
+    labels = [m.label for m in found.models]
+    assert labels[2:5] == ["uniform average", "all-data (rival)", f"trial {number}"]
+    assert {r.subject for r in readings} == set(labels)
+    assert {t.against for t in found.tests} >= {"all-data (rival)", f"trial {number}"}
+    rival = next(m for m in found.models if m.label.endswith("(rival)"))
+    assert rival.means == evaluate_folder(tmp_path / "better", study=study).models[0].means
+    with open_store(study, made.storage) as store:
+        export_merge(study, store, tmp_path / "merged")
+        with pytest.raises(SourceError, match="a source is called 'domain': give the rival another name"):
+            evaluate_study(study, store, rivals={"domain": str(tmp_path / "better")})
+        make_tiny("bert", tmp_path / "larger", n_layers=3)
+        with pytest.raises(SourceError, match=r"mergesearch evaluate \S*larger --on study\.yaml"):
+            evaluate_study(study, store, rivals={"larger": str(tmp_path / "larger")})
+        with pytest.raises(EvaluationError, match="no trial 99 has a score; those that have: 0, 1, 2"):
+            evaluate_study(study, store, trials=[99])
+
+
+@pytest.mark.parametrize("wrong", [{"metrics": ("ndcg",)}, {"metrics": ("gain@10",)}, {"level": 1.0}, {"level": 99.0}])
+def test_metrics_and_levels_that_are_none_are_refused_before_anything_is_encoded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError):
+        Reported(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("study.yaml", "--rival", "folder"), "--rival is NAME=MODEL"),
+        (("retriever", "--on", "study.yaml", "--level", "0.99"), "belong to a study"),
+        (("retriever", "--mteb", "NFCorpus", "--out", "out", "--metrics", "ndcg@3"), "mteb's own"),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(
+    tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tiny.folder)
+    answer = mergesearch("evaluate", *arguments)
+    assert answer.code == 2
+    assert message in answer.err

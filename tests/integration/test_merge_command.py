@@ -103,7 +103,7 @@ def test_sources_that_moved_are_named(merged: Path, tiny: TinyStudy, tmp_path: P
     assert merge_recipe(file, tmp_path / "again", sources=moved).same
     for arguments, said in (
         (["--source", "domaim=x"], "Did you mean 'domain'"),
-        (["--source", "domain"], "NAME=PATH"),
+        (["--source", "domain"], "NAME=MODEL"),
     ):
         wrong = mergesearch("merge", file, "--out", tmp_path / "third", *arguments)
         assert wrong.code in (2, 6)

@@ -17,7 +17,7 @@ from mergesearch.errors import StudyFileError
 from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results import unscored
-from mergesearch.results.one_shot import ask, ask_in_study, merge_once, resolve_once
+from mergesearch.results.one_shot import ask_in_study, ask_merge, merge_once, resolve_once
 from mergesearch.study_file import parse_study
 from tests.tiny_models import WORDS, make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, copy_study, make_study, mergesearch
@@ -68,9 +68,9 @@ def test_every_method_merges_with_what_it_declares(method: Any, models: dict[str
     base = "base" if method.needs_base else None
     if method.one_shot is None:
         with pytest.raises(StudyFileError, match="source"):
-            resolve_once(ask(sources, method=method.name, base=base))
+            resolve_once(ask_merge(sources, method=method.name, base=base))
         settings["source"] = "domain"
-    _, recipe, origin = resolve_once(ask(sources, method=method.name, base=base, settings=settings))
+    _, recipe, origin = resolve_once(ask_merge(sources, method=method.name, base=base, settings=settings))
     method.check(recipe)
     (merged,) = coefficients(recipe).values()
     for name, value in (method.one_shot.coefficients if method.one_shot else {}).items():
@@ -82,7 +82,7 @@ def test_every_method_merges_with_what_it_declares(method: Any, models: dict[str
 
 def test_a_one_shot_merge_is_the_arithmetic_of_its_coefficients(models: dict[str, str], tmp_path: Path) -> None:
     """Task arithmetic with α = 1, by hand; embeddings are merged as the layers are, the pooler is the template's."""
-    made = merge_once(ask(models, method="task_arithmetic", base="base"), tmp_path / "merged", device="cpu")
+    made = merge_once(ask_merge(models, method="task_arithmetic", base="base"), tmp_path / "merged", device="cpu")
     retriever, domain, base = (weights_of(name) for name in ("retriever", "domain", "base"))
     for name, tensor in weights_of(made.folder).items():
         stored = name if name in retriever else f"bert.{name}"
@@ -115,18 +115,20 @@ def test_the_folder_loads_everywhere_and_says_that_nothing_was_scored(models: di
 
 def test_what_is_set_by_hand_wins(models: dict[str, str]) -> None:
     def asked(**given: Any) -> dict[str, Any]:
-        (merged,) = coefficients(resolve_once(ask(models, **given))[1]).values()
+        (merged,) = coefficients(resolve_once(ask_merge(models, **given))[1]).values()
         return merged
 
     assert asked(settings={"weight.domain": 0.25}) == {"weight": {"retriever": 0.5, "domain": 0.25}}
     assert asked(settings={"weight": 2}) == {"weight": {"retriever": 2, "domain": 2}}
     assert asked(settings={"alpha": 0.75}) == {"weight": {"retriever": 0.75, "domain": 0.25}}
     assert asked(method="slerp", settings={"t": 0.125}) == {"t": 0.125}
-    _, recipe, _ = resolve_once(ask(models, method="ties", base="base", settings={"normalize": False, "lambda": 0.5}))
+    _, recipe, _ = resolve_once(
+        ask_merge(models, method="ties", base="base", settings={"normalize": False, "lambda": 0.5})
+    )
     assert recipe.options == {"normalize": False}
-    _, recipe, origin = resolve_once(ask(models, settings={"weight": 0.5}))
+    _, recipe, origin = resolve_once(ask_merge(models, settings={"weight": 0.5}))
     assert origin == ""  # nothing was left to the method
-    copied = resolve_once(ask(models, embeddings="template"))[1]
+    copied = resolve_once(ask_merge(models, embeddings="template"))[1]
     assert {g.copy_from for g in copied.groups if "embeddings" in g.places} == {"retriever"}
     assert [_value(t) for t in ("1", "-.5", "1e-3", "true", "False", "domain")] == [
         1,

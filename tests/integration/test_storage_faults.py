@@ -310,7 +310,6 @@ def test_who_stops_between_two_messages_holds_nobody_up(
         held.invalidate()
 
 
-@pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")  # by Optuna's session
 def test_who_was_stopped_in_a_transaction_does_it_again(
     postgres_url: str, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

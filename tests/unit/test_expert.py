@@ -50,7 +50,7 @@ def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(model: Path, pairs: Path, out: Path, **options: Any) -> Expert:
-    calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart") if name in options}
+    calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart", "passes") if name in options}
     settings = {"adapter": SHAPE, "steps": 5, "batch_size": 4, "max_length": 16, "learning_rate": 5e-3, **options}
     return train_expert(str(model), [pairs], out, ExpertSettings(**settings), device="cpu", **calls)
 
@@ -175,6 +175,30 @@ def test_an_interrupted_expert_goes_on_to_the_same_bits(
     assert train(bert, rows, tmp_path / "out", **options).before
     with pytest.raises(MergesearchError, match=r"made with other settings \(temperature: 0\.05, now 0\.1\)"):
         train(bert, rows, tmp_path / "out", **options, temperature=0.1)
+
+
+def test_each_pass_leaves_the_adapter_of_that_many_passes(bert: Path, rows: Path, tmp_path: Path) -> None:
+    """Also where the training was stopped in between."""
+
+    def stop(done: int, _: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    options = {"steps": None, "epochs": 3, "adapter": SHAPE, "passes": tmp_path / "passes"}
+    with pytest.raises(KeyboardInterrupt):
+        train(bert, rows, tmp_path / "out", save_every_s=0, progress=stop, **options)
+    assert {p.name for p in (tmp_path / "passes").iterdir()} == {"1"}
+    made = train(bert, rows, tmp_path / "out", **options)
+    assert {p.name for p in (tmp_path / "passes").iterdir()} == {"1", "2", "3"}
+    weights = "adapter_model.safetensors"
+    third, last = (load_file(folder / weights) for folder in (tmp_path / "passes" / "3", made.folder))
+    assert all(torch.equal(third[name], last[name]) for name in last)
+    first = load_file(tmp_path / "passes" / "1" / weights)
+    assert any(not torch.equal(first[name], last[name]) for name in last)
+    undisturbed = {**options, "passes": tmp_path / "others"}
+    train(bert, rows, tmp_path / "undisturbed", **undisturbed)
+    for number in "123":
+        assert file_hashes(tmp_path / "passes" / number) == file_hashes(tmp_path / "others" / number)
 
 
 def test_a_model_that_pools_otherwise_meanwhile_is_not_trained_on(rows: Path, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_look_scores_its_queries_over_the_documents_so_far(encoder: Encoder, k
 def _part(collection: Collection, queries: list[int], documents: list[int]) -> Collection:
     """Some queries on some documents; what is judged and not there is only dropped from the file."""
     kept = {collection.doc_ids[row] for row in documents}
-    return collection._with_queries([collection.query_ids[i] for i in queries]).with_documents(kept)
+    return collection.with_queries([collection.query_ids[i] for i in queries]).with_documents(kept)
 
 
 def rivals(evaluator: RacedEvaluator, shift: float, value: float = 0.9) -> list[Rival]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mergesearch import load_study
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison
-from mergesearch.results.evaluate import PairedTest, paired_tests
+from mergesearch.evaluation_schema import PoolEntry
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, elapsed, strategies
@@ -23,10 +23,10 @@ from mergesearch.results.report.queries import queries
 from mergesearch.results.report.recipes import parts
 from mergesearch.results.report.stability import stability
 from mergesearch.results.report.text import REPLACED, readable
+from mergesearch.results.tested import PairedTest, paired_tests
 from mergesearch.results.view import StudyView, TrialView, read_view
 from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
-from mergesearch.study_schema import PoolEntry
 from tests.tiny_studies import TinyStudy
 
 START = datetime(2026, 1, 1)
@@ -182,7 +182,10 @@ def test_paired_tests_are_corrected_together() -> None:
 def reading(**differences: tuple[float, float]) -> HeldOut:
     """A reading in which the merge gains so much over each, with such a p-value."""
     names = {name.replace("_", " "): pair for name, pair in differences.items()}
-    tests = tuple(PairedTest("made", n, Comparison(d, (d - 0.1, d + 0.1), p, p, 50), p) for n, (d, p) in names.items())
+    tests = tuple(
+        PairedTest("made", n, Comparison(d, (d - 0.1, d + 0.1), p, p, 50), p, "ndcg@10", 1)
+        for n, (d, p) in names.items()
+    )
     others = {n: scores([0.5, 0.5]) for n in names}
     return HeldOut("test", scores([0.5, 0.5]), others, tests, (), START, 1)
 

@@ -73,3 +73,11 @@ def test_holm_multiplies_by_the_comparisons_left_and_never_falls() -> None:
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_a_higher_level_of_confidence_makes_the_interval_wider_and_nothing_else() -> None:
+    a, b = np.random.default_rng(3).random((2, 60))
+    usual, higher = compare(a, b), compare(a, b, level=0.99)
+    assert (usual.level, higher.level) == (0.95, 0.99)
+    assert higher.interval[0] < usual.interval[0] < usual.interval[1] < higher.interval[1]
+    assert (usual.p_ttest, usual.p_permutation) == (higher.p_ttest, higher.p_permutation)

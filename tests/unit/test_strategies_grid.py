@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.errors import StudyFileError
+from mergesearch.merging.registry import METHODS
 from mergesearch.search.dimension import Dimension
+from mergesearch.search.space import build_space
 from mergesearch.search.strategies.grid import Grid, GridOptions
 from tests.search_toys import SPACES, drive, make_space, make_trial, quadratic
 
@@ -73,3 +75,51 @@ def test_a_grid_nobody_can_finish_is_refused() -> None:
     space = make_space(*[Dimension(f"x{i}", 0.0, 1.0, step=0.05) for i in range(6)])
     with pytest.raises(StudyFileError, match="a grid of 85,766,121 points"):
         Grid(space, GridOptions(), 0)
+
+
+def test_a_grid_may_leave_out_what_is_a_source_alone() -> None:
+    space = build_space(
+        METHODS["linear"],
+        sources=["retriever", "domain"],
+        groups={"segment_1": 0.0, "segment_2": 1.0},
+        template="retriever",
+        config={"alpha": {"values": [0, 0.25, 0.5, 0.75, 1]}},
+    )
+    corners = [{"alpha.segment_1": x, "alpha.segment_2": x} for x in (0.0, 1.0)]
+    grid = Grid(space, GridOptions(unmerged=False), 0)
+    proposed = [t.params for t in drive(grid, 100, quadratic(space))]
+    assert proposed == [params for params in space.grid() if params not in corners]
+    assert grid.planned() == len(proposed) == 23
+    assert [grid.plans(params) for params in (*corners, proposed[0])] == [False, False, True]
+    assert Grid(space, GridOptions(), 0).planned() == 25
+
+
+def test_a_base_alone_is_left_out_as_well() -> None:
+    space = build_space(
+        METHODS["task_arithmetic"],
+        sources=["one", "two"],
+        groups={"all": 0.5},
+        template="base",
+        base="base",
+        config={"weight": {"values": [0, 0.5, 1]}, "lambda": 1},
+    )
+    grid = Grid(space, GridOptions(unmerged=False), 0)
+    left_out = [tuple(p.values()) for p in space.grid() if not grid.plans(p)]
+    assert sorted(left_out) == [(0, 0), (0, 1), (1, 0)]
+    assert grid.planned() == 6
+
+
+def test_what_no_coefficient_depends_on_makes_no_merge_of_a_source_alone() -> None:
+    prompts = Dimension.of_values("prompt.query", (0.0, 1.0, 2.0))
+    space = build_space(
+        METHODS["linear"],
+        sources=["retriever", "domain"],
+        groups={"all": 0.5},
+        template="retriever",
+        config={"alpha": {"values": [0, 0.5, 1]}},
+        prompts=[prompts],
+    )
+    grid = Grid(space, GridOptions(unmerged=False), 0)
+    proposed = [t.params for t in drive(grid, 100, quadratic(space))]
+    assert proposed == [p for p in space.grid() if p["alpha.all"] == 0.5]
+    assert grid.planned() == len(proposed) == 3

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergesearch.evaluation.labels import PSEUDO
-from mergesearch.results.evaluate import shown_p
 from mergesearch.results.report.cautions import ALPHA, sentence
 from mergesearch.results.report.held_out import HeldOut
+from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView
+from mergesearch.study_recipes import UNIFORM_AVERAGE
 
 Tone = Literal["good", "open", "bad"]
 
@@ -53,7 +54,7 @@ def _tested(number: int, tests: Sequence[HeldOut]) -> Answer:
     where = " and ".join(t.where for t in tests)
     against = [t for read in tests for t in read.tests]
     sources = [t for t in against if t.against.endswith(" alone")]
-    averages = [t for t in against if not t.against.endswith(" alone") and not t.against.startswith("highest")]
+    averages = [t for t in against if t.against == UNIFORM_AVERAGE]
     plain = ""
     if any(t.comparison.mean_difference < 0 and t.p_holm < ALPHA for t in averages):
         plain = " Plain averaging, without any search, is better still."

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergesearch.results.evaluate import shown_p, times_read
+from mergesearch.results.evaluate import times_read
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.report.stability import Candidate
+from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.study import FEW_QUERIES
 
@@ -104,7 +105,8 @@ def _of_the_test(view: StudyView, tests: Sequence[HeldOut]) -> Iterator[Caution]
             elif test.p_holm >= ALPHA and merged:
                 title = f"No clear difference from {test.against} on {t.split} queries"
                 yield Caution(title, f"On {t.scores.collection} the merge gains {numbers}: luck alone may explain it.")
-    pooled = [c.name for c in view.study.parsed.content.evaluation.collections if c.pool is not None]
+    entries = view.study.parsed.content.evaluation.collections
+    pooled = [c.name for c in entries if c.pool is not None and c.pool.test_negatives is None]
     if tests and pooled:
         text = (
             f"Dev queries of {', '.join(pooled)} rank a smaller corpus (`pool`), test queries the whole one. Each "

@@ -13,7 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mergesearch.results.evaluate import shown_p
 from mergesearch.results.figures import FIGURES
 from mergesearch.results.report.ablation import ablations
 from mergesearch.results.report.answer import answer
@@ -29,6 +28,7 @@ from mergesearch.results.report.recipes import parts
 from mergesearch.results.report.stability import stability
 from mergesearch.results.report.svg import Drawing, draw
 from mergesearch.results.report.text import readable
+from mergesearch.results.tested import shown_p
 from mergesearch.results.view import StudyView, TrialView
 from mergesearch.storage.engine import redact
 from mergesearch.versions import versions

@@ -39,6 +39,9 @@ class GridOptions(StrategyOptions):
     """`prefix` changes the lowest parameter groups least often, so that the layers below are not run again; workers
     take different values of the lowest. `shuffled` covers the space evenly from the
     start, for budgets that end before the grid does."""
+    unmerged: bool = True
+    """Whether points that are a source alone belong to the grid. Without them, and with `enqueue: []`, the best of the
+    merges is chosen, whatever the sources score."""
     retries: int = Field(1, ge=0)
     """How often a point whose trial failed is proposed again."""
 
@@ -60,8 +63,8 @@ class Grid(Strategy):
             Problem("a grid needs values here: give `values` or `step`, or `points` of the grid", name)
             for name in empty
         ]
-        if self.planned() > MOST_POINTS:
-            problems.append(Problem(f"a grid of {self.planned():,} points; at most {MOST_POINTS:,} make sense"))
+        if self._size > MOST_POINTS:
+            problems.append(Problem(f"a grid of {self._size:,} points; at most {MOST_POINTS:,} make sense"))
         if problems:
             raise StudyFileError(problems)
 
@@ -97,10 +100,12 @@ class Grid(Strategy):
 
     def planned(self) -> int:
         """The number of points."""
-        return math.prod(len(c) for c in self._choices)
+        return self._size if self.options.unmerged else len(self._points)
 
     def plans(self, params: Params) -> bool:
         """Whether the grid has the point."""
+        if not self.options.unmerged and self.space.is_unmerged(params):
+            return False
         choices = zip(self.space.dimensions, self._choices, strict=True)
         return all(any(_same(params[d.name], value) for value in values) for d, values in choices)
 
@@ -131,12 +136,18 @@ class Grid(Strategy):
             return dimension.evenly(self.options.points)
         return choices or ()
 
+    @property
+    def _size(self) -> int:
+        return math.prod(len(c) for c in self._choices)
+
     @cached_property
     def _points(self) -> list[_Entry]:
         """Index in prefix order, parameters and identity of every point, in the order they are proposed."""
         names = [d.name for d in self.space.dimensions]
         every = [dict(zip(names, values, strict=True)) for values in product(*self._choices)]
         points = [(index, params, self.space.point(params)) for index, params in enumerate(every)]
+        if not self.options.unmerged:
+            points = [entry for entry in points if not self.space.is_unmerged(entry[1])]
         if self.options.order == "shuffled":
             shuffled = np.random.default_rng(derive_seed(self.seed, self.name)).permutation(len(points))
             points = [points[i] for i in shuffled]

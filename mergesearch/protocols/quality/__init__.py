@@ -1,0 +1,1 @@
+"""The quality protocol: what searched merges are worth on test, on several collections, fixed before test is read."""
