@@ -61,7 +61,7 @@ def main() -> None:
     means = {name: matrix.mean(axis=1) for name, matrix in scores.items()}
     table = Table("trial", "merge", *(f"{name} ({scores[name].shape[1]})" for name in scores), box=None)
     for i, t in enumerate(trials):
-        table.add_row(str(t.number), t.label, *(f"{means[name][i]:.4f}" for name in scores))
+        table.add_row(str(t.number), t.label.replace(".segment_1", ""), *(f"{means[name][i]:.4f}" for name in scores))
     CONSOLE.print(table)
     merges = [i for i, t in enumerate(trials) if t.number not in {s.number for s in view.sources.values()}]
     (template,) = [i for i, t in enumerate(trials) if t is view.sources.get(study.parsed.content.merge.template)]
