@@ -23,6 +23,7 @@ from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.distance import Distances
 from mergesearch.results.front import FrontPoint, pareto_front
+from mergesearch.search.ledger import violation
 from mergesearch.storage.reader import StudyReader
 from mergesearch.study import Study
 
@@ -260,9 +261,10 @@ def pick(candidates: Sequence[Candidate]) -> Choice:
 
 
 def best_optimism(store: StudyReader) -> float | None:
-    """`Choice.best_optimism` without the study's files; None where no trial has scores per query."""
+    """`Choice.best_optimism` without the study's files; None where no trial that guards keep has scores per query."""
     results = store.scored()
-    scored = [t for t in scored_trials(store) if t.number in results]
+    set_aside = {t.number for t in store.trials() if violation(t)}
+    scored = [t for t in scored_trials(store) if t.number in results and t.number not in set_aside]
     if not scored:
         return None
     scored.sort(key=lambda t: (-t.value, t.fingerprint))

@@ -69,7 +69,7 @@ def study_note(view: StudyView) -> str:
 
 def trial_notes(view: StudyView) -> dict[int, str]:
     """By number, notes on the chosen trial and on the highest ones."""
-    ranked = sorted(view.scored, key=lambda t: (-(t.value or 0.0), t.number))
+    ranked = view.ranked
     notable = {t.number: t for t in ranked[:BEST_TRIALS]}
     if view.chosen is not None:
         notable[view.chosen.number] = view.chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergesearch.errors import MergesearchError
+from mergesearch.search.ledger import violation
 from mergesearch.storage.reader import StudyReader
 from mergesearch.study_file import parse_study
 from mergesearch.study_prompts import prompt_dimensions
@@ -31,7 +32,7 @@ def prompt_scores(study_file: Path, store: StudyReader, kind: str) -> dict[str, 
     best: dict[int, float] = {}
     for trial in store.trials():
         number = trial.params.get(dimension.name)
-        if trial.state.name == "COMPLETE" and trial.value is not None and number is not None:
+        if trial.state.name == "COMPLETE" and trial.value is not None and number is not None and not violation(trial):
             best[round(number)] = max(trial.value, best.get(round(number), trial.value))
     if not best:
         raise MergesearchError(f"no trial of {study_file} has a score behind a {kind} prompt yet; run it first")

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism, luck_in
+from mergesearch.search.ledger import violation
 from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.store import StudyStore
 
@@ -46,7 +47,7 @@ class Status:
     Attributes:
         study: its name.
         trials: in number order.
-        best: the number of the highest scoring one.
+        best: the number of the highest scoring one of those that guards keep.
         best_optimism: how much of that score is luck on average, as `Choice.best_optimism`; None where
             no trial has scores per query.
         wanted: what all coordinators are told to do: `run`, `pause`, `drain` or `stop`.
@@ -141,7 +142,8 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
     unfinished = store.unfinished()  # before who is alive: a coordinator that starts now holds none of these
     alive = {c.id: c for c in store.coordinators() if c.alive}
     orphaned = {t.number for t in unfinished if t.coordinator not in alive}
-    for trial in store.trials():
+    trials = store.trials()
+    for trial in trials:
         state = trial.state.name.lower()
         attrs = trial.user_attrs
         seconds = [v for k, v in attrs.items() if k.startswith("seconds_")]
@@ -162,7 +164,7 @@ def read_status(store: StudyStore, gpu_hours: float | None = None) -> Status:
                 imported=attrs.get(IMPORTED_ATTR),
             )
         )
-    scored = [t for t in lines if t.value is not None]
+    scored = [line for t, line in zip(trials, lines, strict=True) if line.value is not None and not violation(t)]
     best = max(scored, key=lambda t: (t.value if t.value is not None else -math.inf, -t.number), default=None)
     return Status(
         study=store.record.name,

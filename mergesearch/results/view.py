@@ -17,6 +17,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice, NothingScoredError, choose
 from mergesearch.results.distance import Distances
 from mergesearch.search.importance import importances
+from mergesearch.search.ledger import violation
 from mergesearch.search.strategy import proposal_attrs
 from mergesearch.storage.reader import Reading, StudyReader
 from mergesearch.storage.record import StudyRecord
@@ -46,6 +47,7 @@ class TrialView:
         anchor: it was enqueued (a source alone, the uniform average, a given point), and no strategy proposed it.
         strategy: which one proposed it; empty for anchors.
         imported: which trial of which other study it was that was evaluated; empty for those of this study.
+        kept: it lost no more on guarded collections than it may.
     """
 
     number: int
@@ -69,6 +71,7 @@ class TrialView:
     anchor: bool = False
     strategy: str = ""
     imported: str = ""
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,18 @@ class StudyView:
         return tuple(once.values())
 
     @cached_property
+    def ranked(self) -> tuple[TrialView, ...]:
+        """Of these the ones that guards keep, the highest first."""
+        return tuple(sorted((t for t in self.scored if t.kept), key=lambda t: (-(t.value or 0.0), t.number)))
+
+    @cached_property
     def chosen(self) -> TrialView | None:
         """What `choose` names."""
         return None if self.choice is None else self._numbered(self.choice.number)
 
     @cached_property
     def highest(self) -> TrialView | None:
-        """The highest dev score."""
+        """The highest dev score that guards keep."""
         return None if self.choice is None else self._numbered(self.choice.best_number)
 
     @cached_property
@@ -156,10 +164,10 @@ class StudyView:
         return importances(self.study.space, [p for _, p, _ in self.points], [v for *_, v in self.points])
 
     def best_so_far(self) -> list[tuple[TrialView, float]]:
-        """Trials with a value in the order in which they ended, each with the highest value until then."""
+        """Trials with a value that guards keep, as they ended, each with the highest value until then."""
         found, best = [], float("-inf")
         for t in _as_ended(self.trials):
-            if t.value is not None:
+            if t.value is not None and t.kept:
                 best = max(best, t.value)
                 found.append((t, best))
         return found
@@ -219,6 +227,7 @@ def read_view(study: Study, store: StudyReader) -> StudyView:
                 anchor="anchor" in attrs,
                 strategy=str(proposal_attrs(t).get("strategy", "")),
                 imported=str(attrs.get(IMPORTED_ATTR, "")),
+                kept=not violation(t),
             )
         )
     try:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from mergesearch.evaluation.result import GPU_SECONDS_ATTR, IMPORTED_ATTR
 from mergesearch.results.choose import best_optimism
 from mergesearch.results.pace import Ended, Pace, pace
+from mergesearch.search.ledger import violation
 from mergesearch.search.strategy import SOURCE_ATTR
 from mergesearch.storage.coordinators import CoordinatorState
 from mergesearch.storage.reader import Lease, StudyReader
@@ -57,7 +58,7 @@ class Snapshot:
         done: trials that ended and count against `planned`.
         planned: trials that the study will have, at most; None where nobody knows.
         seconds_left: until it ends, about; None where that cannot be said.
-        best: the highest dev score.
+        best: the highest dev score that guards keep.
         luck: how much of it is luck on average; None while that is not known of this best.
         marks: each source alone and the uniform average, as far as they were begun.
         tokens: encoded in all.
@@ -101,7 +102,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What is wanted of a trial; `mark` says that others are measured by it, `again` that its score was known."""
+    """What is wanted of a trial.
+
+    `mark` says that others are measured by it, `again` that its score was known, `kept` that guards keep it.
+    """
 
     number: int
     state: str
@@ -109,6 +113,7 @@ class _Trial:
     value: float | None
     mark: bool
     again: bool
+    kept: bool
     tokens: int
     gpu_seconds: float
     start: datetime | None
@@ -161,7 +166,7 @@ class Watch:
         speed = pace([e for e in map(_ended, recent) if e is not None], counts["running"])
         wanted = self._store.wants()
         gpu_hours = sum(t.gpu_seconds for t in trials) / 3600
-        scored = [(t.value, -t.number, t) for t in trials if t.value is not None]
+        scored = [(t.value, -t.number, t) for t in trials if t.value is not None and t.kept]
         found = Snapshot(
             study=last_run.name,
             file=last_run.file_name,
@@ -195,6 +200,7 @@ class Watch:
                     value=t.value if state == "complete" else None,
                     mark=SOURCE_ATTR in attrs or attrs.get("anchor") == UNIFORM_AVERAGE,
                     again="duplicate_of" in attrs or IMPORTED_ATTR in attrs,
+                    kept=not violation(t),
                     tokens=attrs.get("tokens") or 0,
                     gpu_seconds=attrs.get(GPU_SECONDS_ATTR, 0.0),
                     start=t.datetime_start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,10 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mergesearch.errors import StorageError
+from mergesearch.evaluation.objectives import EXCESS_ATTR
 from mergesearch.storage import schema
 from mergesearch.storage.engine import Database
 from mergesearch.storage.opening import is_alive, record_of
-from mergesearch.storage.tables import HistoryRow, StudyRow, TrialRow, in_utc
+from mergesearch.storage.tables import HistoryRow, StudyRow, TrialRow, in_utc, trial_user_attributes
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class StudySummary:
         pruned: trials that were stopped before their last query.
         failed: trials that ended without one.
         unfinished: trials that run, or that a dead coordinator left.
-        best_value: the highest score; None before the first.
+        best_value: the highest score that guards keep; None before the first.
         on_queries: what scores are on, where that is not judged queries alone; see `evaluation.labels`.
     """
 
@@ -99,12 +101,40 @@ def list_studies(url: str) -> list[StudySummary]:
         .order_by(StudyRow.id)
     )
     with database.friendly(), Session(engine) as session:
+        guarded = _highest_kept(session)
         rows = session.execute(sa.select(StudyRow).where(is_alive())).scalars()
         on = {row.name: record_of(row).on_queries for row in rows}
         return [
-            StudySummary(name, file_name, in_utc(made), complete, pruned, failed, unfinished, best, on.get(name, ""))
+            StudySummary(
+                name,
+                file_name,
+                in_utc(made),
+                complete,
+                pruned,
+                failed,
+                unfinished,
+                guarded.get(name, best),
+                on.get(name, ""),
+            )
             for name, file_name, made, complete, pruned, failed, unfinished, best in session.execute(query)
         ]
+
+
+def _highest_kept(session: Session) -> dict[str, float | None]:
+    """Of studies with guards the highest score of a trial that these keep, by name."""
+    attribute = trial_user_attributes.c
+    query = (
+        sa.select(StudyRow.name, TrialRow.value, attribute.value_json)
+        .join(TrialRow, TrialRow.study_id == StudyRow.id)
+        .join(trial_user_attributes, attribute.trial_id == TrialRow.optuna_trial_id)
+        .where(is_alive(), attribute.key == EXCESS_ATTR, TrialRow.outcome == "complete")
+    )
+    found: dict[str, float | None] = {}
+    for name, value, excess in session.execute(query):
+        known = found.setdefault(name, None)
+        if all(lost <= 0 for lost in json.loads(excess).values()) and (known is None or value > known):
+            found[name] = value
+    return found
 
 
 def _open(url: str) -> tuple[Database, sa.Engine]:

@@ -26,7 +26,7 @@ Key = tuple[str, str]
 
 def coefficients(view: StudyView) -> go.Figure | None:
     """One panel per coefficient that differs, one line per trial, over the groups in model order."""
-    ranked = sorted(view.scored, key=lambda t: (-(t.value or 0.0), t.number))[:MOST_TRIALS]
+    ranked = view.ranked[:MOST_TRIALS]
     recipes = [t.recipe for t in ranked if t.recipe is not None]
     groups = [g for g in view.study.space.groups if any(g == r.name for recipe in recipes[:1] for r in recipe.groups)]
     if not recipes or not groups:

@@ -27,11 +27,12 @@ def front(view: StudyView) -> go.Figure | None:
             **looks,
         )
 
-    beaten = thinned([t for t in view.scored if t.number not in on_front])
+    beaten = thinned([t for t in view.ranked if t.number not in on_front])
+    set_aside = thinned([t for t in view.scored if not t.kept])
     best = sorted((t for t in view.scored if t.number in on_front), key=lambda t: values[t.number][x])
     alone = [t for t in view.sources.values() if t.number in values]
     traces = [
-        points(beaten, "beaten in both by another trial", mode="markers", marker={"color": GREY, "size": 7}),
+        points(beaten, "beaten by another trial", mode="markers", marker={"color": GREY, "size": 7}),
         points(thinned(best), "Pareto front", mode="lines+markers", marker={"color": BLUE, "size": 9}),
         points(
             alone,
@@ -40,6 +41,9 @@ def front(view: StudyView) -> go.Figure | None:
             marker={"symbol": "circle-open", "color": ORANGE, "size": 14, "line": {"width": 2}},
         ),
     ]
+    if set_aside:
+        lost = {"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": GREY}}
+        traces.append(points(set_aside, "lost more than it may elsewhere", mode="markers", marker=lost))
     more = "" if len(objectives.names) == 2 else f", the first two of {len(objectives.names)} objectives"
     title = f"{len(best)} merges that no other beats in every objective{more}"
     return framed(traces, title, f"{view.metric} {x} (dev)", f"{view.metric} {y} (dev)")

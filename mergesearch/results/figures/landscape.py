@@ -44,7 +44,7 @@ def landscape(view: StudyView) -> go.Figure | None:
         return _curve(view, free[names[0]], title)
     x, y = (free[name] for name in names)
     cells = _lattice(view.points, x, y)
-    best = max(view.points, key=lambda p: p[2])
+    best = max(view.points, key=lambda p: (p[0].kept, p[2]))
     if cells is not None:
         rest = " (highest over the others)" if len(order) > 2 else ""
         shown: Any = go.Heatmap(
@@ -63,7 +63,7 @@ def landscape(view: StudyView) -> go.Figure | None:
 
 def _curve(view: StudyView, x: Dimension, title: str) -> go.Figure:
     ordered = thinned(sorted(view.points, key=lambda p: p[1][x.name]))
-    best = max(view.points, key=lambda p: p[2])
+    best = max(view.points, key=lambda p: (p[0].kept, p[2]))
     points = go.Scatter(
         x=[rounded(p[x.name]) for _, p, _ in ordered],
         y=[rounded(value) for *_, value in ordered],

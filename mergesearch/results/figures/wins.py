@@ -61,8 +61,7 @@ def _pair(view: StudyView) -> tuple[TrialView | None, TrialView | None, str]:
         return None, None, ""
     name = template if template in alone else max(alone, key=lambda s: alone[s].value or 0.0)
     of_sources = {t.number for t in alone.values()}
-    ranked = sorted(view.scored, key=lambda t: (-(t.value or 0.0), t.number))
-    merge = next((t for t in (view.chosen, *ranked) if t is not None and t.number not in of_sources), None)
+    merge = next((t for t in (view.chosen, *view.ranked) if t is not None and t.number not in of_sources), None)
     return merge, alone[name], f"{name} alone"
 
 

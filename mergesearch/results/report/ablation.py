@@ -56,7 +56,7 @@ class Ablation:
 
 def ablations(view: StudyView) -> tuple[Ablation, ...]:
     """Every source that has weights; none of a method that has no weights, or before any trial has scores."""
-    parts = [(t, found) for t in view.scored if t.recipe is not None and (found := taking_part(view.study, t.recipe))]
+    parts = [(t, found) for t in view.ranked if t.recipe is not None and (found := taking_part(view.study, t.recipe))]
     if not parts:
         return ()
     trials = [t for t, _ in parts]

@@ -108,7 +108,9 @@ def strategies(view: StudyView) -> tuple[Strategy, ...]:
             name,
             len(trials),
             Counter(t.state for t in trials),
-            max((t for t in trials if t.value is not None), key=lambda t: (t.value, -t.number), default=None),
+            max(
+                (t for t in trials if t.value is not None and t.kept), key=lambda t: (t.value, -t.number), default=None
+            ),
             float(gained[name]),
             sum(t.tokens for t in trials),
         )

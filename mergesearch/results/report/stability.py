@@ -45,7 +45,7 @@ def stability(view: StudyView, *, draws: int = DRAWS, seed: int = 0) -> tuple[Ca
     if choice is None or chosen is None:
         return ()
     preferred = {choice.number: 0, choice.best_number: 1}
-    ranked = sorted(view.scored, key=lambda t: (-(t.value or 0.0), preferred.get(t.number, 2), t.number))
+    ranked = sorted(view.ranked, key=lambda t: (-(t.value or 0.0), preferred.get(t.number, 2), t.number))
     alone = {t.number for t in view.sources.values()}
     if not alone and choice.source_number is not None:
         alone = {choice.source_number}
