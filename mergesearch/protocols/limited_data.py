@@ -20,7 +20,7 @@ import numpy as np
 
 from mergesearch.errors import MergesearchError, StudyFileError
 from mergesearch.listener import Listener
-from mergesearch.protocols.lora_rival import Announce, Rival, Rivals, RivalSettings
+from mergesearch.protocols.lora_rival import Announce, Rival, Rivals, RivalSettings, count_passes
 from mergesearch.protocols.samples import HIGHEST, RULES, Samples, chosen, sample, sampled_study, seed_of
 from mergesearch.protocols.scoring import HeldOut
 from mergesearch.resolving import resolve
@@ -261,10 +261,7 @@ class LimitedDataProtocol:
     def _read_test(self, trained: Mapping[int, Rival], store: StudyStore, announce: Announce) -> Outcome:
         """All that is read was chosen before any of it is."""
         choices = list(self._choices())
-        picked = [
-            Picked(RIVAL, n, f"{r.passes} pass" + "es" * (r.passes > 1), r.validation[r.passes])
-            for n, r in trained.items()
-        ]
+        picked = [Picked(RIVAL, n, count_passes(r.passes), r.validation[r.passes]) for n, r in trained.items()]
         picked += [p for p, _, _ in choices]
         names = [f"{self.template} {ALONE}", *dict.fromkeys(p.model for p in picked)]
         rows: dict[str, list[dict[str, CollectionScores]]] = {name: [] for name in names}

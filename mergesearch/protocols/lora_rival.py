@@ -240,6 +240,11 @@ def _examples(rows: list[dict[str, Any]], positives: int) -> int:
     return sum(min(positives, len(found)) for found in relevant.values())
 
 
+def count_passes(n: int) -> str:
+    """In words."""
+    return "1 pass" if n == 1 else f"{n} passes"
+
+
 def _count(rows: list[dict[str, Any]]) -> str:
     return f"{len(rows)} queries"
 
