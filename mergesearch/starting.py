@@ -130,7 +130,7 @@ def bring(study: Study, store: StudyStore, other: StudyReader) -> Brought:
     """Take over what another study scored; to be repeated until it returns.
 
     Raises:
-        StudyFileError: nothing is scored there yet.
+        StudyFileError: nothing is scored there yet, or not what guards are measured against.
     """
     merges, brought = offered(study, other)
     if not brought.taken and not set(brought.left) - set(_UNSCORED.values()):
@@ -139,6 +139,13 @@ def bring(study: Study, store: StudyStore, other: StudyReader) -> Brought:
     if not brought.again:
         judge = Judge(study, store)
         merges.sort(key=lambda merge: not judge.is_template(merge.recipe.fingerprint))  # guards are measured against it
+        if not judge.ready and not any(judge.is_template(merge.recipe.fingerprint) for merge in merges[:1]):
+            message = (
+                f"study {brought.study!r} has not scored {study.objectives.template} alone, which `may_lose` is "
+                "measured against: have that evaluated there (`search: {enqueue: [sources]}`), or its best merges here "
+                "(`scores: again`)"
+            )
+            raise study.parsed.problems([Problem(message, study.parsed.where("search", "start_from"))])
         here = sum(not _add(study, store, merge, judge, brought.study) for merge in merges)
         brought = replace(brought, taken=brought.taken - here, left={**brought.left, HERE: here})
     points = [merge.params for merge in merges] if brought.again else []
@@ -199,7 +206,7 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     """
     entry = study.parsed.content.search.start_from
     exact = entry is None or entry.scores == "recorded"
-    anchors = {_key(study, study.recipe_of(a.coefficients, a.prompts)): a for a in study.anchors()}
+    anchors = {_key(study, study.anchored(a)): a for a in study.anchors()}
     scored = other.scored()
     seen: set[str] = set()
     found: list[KnownMerge] = []
@@ -268,7 +275,7 @@ def _here(
         if (key := _key(study, mine)) not in anchors:
             return mine, params, None
     anchor = anchors[key]
-    return study.recipe_of(anchor.coefficients, anchor.prompts), dict(anchor.params or {}), anchor
+    return study.anchored(anchor), dict(anchor.params or {}), anchor
 
 
 def _key(study: Study, recipe: MergeRecipe) -> str:
