@@ -164,7 +164,7 @@ def offered(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Brought
     assert entry is not None
     again = entry.scores == "again"
     known, left = known_merges(study, other)
-    ranked = highest([merge for merge in known if not merge.anchor])
+    ranked = [merge for merge in highest(study, known) if not merge.anchor]
     most = entry.best or (BEST_AGAIN if again else len(ranked))
     kept = ranked[:most]
     if len(ranked) > most:
@@ -231,9 +231,18 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     return found, left
 
 
-def highest(merges: list[KnownMerge]) -> list[KnownMerge]:
-    """Merges by the scores that they had, the best first."""
-    return sorted(merges, key=lambda m: (-m.result.value, m.number))
+def highest(study: Study, merges: list[KnownMerge]) -> list[KnownMerge]:
+    """Merges by the scores that they had, the best first; what this study's guards would set aside comes last."""
+    measure = "" if study.measure is None else study.measure.fingerprint
+    template = next((m.result.collections for m in merges if m.recipe.fingerprint == measure), ())
+    there = {c.collection for c in template}
+    allowances = {name: allowed for name, allowed in study.objectives.allowances.items() if name in there}
+    guards = replace(study.objectives, allowances=allowances)
+
+    def lost(merge: KnownMerge) -> bool:
+        return any(lost > 0 for lost in guards.excess(merge.result.collections, template).values())
+
+    return sorted(merges, key=lambda m: (lost(m), -m.result.value, m.number))
 
 
 def _add(study: Study, store: StudyStore, merge: KnownMerge, judge: Judge, name: str) -> bool:
