@@ -32,6 +32,7 @@ class Anchors:
     def __init__(self, study: Study, history: Sequence[FrozenTrial]) -> None:
         self._study = study
         self._left = deque(study.anchors())
+        self._measure = None if study.measure is None else identity(study.measure)
         self._failures_before = _failures(history)  # this process
 
     def next(self, history: Sequence[FrozenTrial]) -> tuple[Anchor, int] | None:
@@ -41,9 +42,10 @@ class Anchors:
         recorded = {t.user_attrs.get(ANCHOR_ATTR) for t in history if t.state != TrialState.FAIL}
         failures = _failures(history)
         while self._left:
-            known_by = identity(self._study.recipe_of(self._left[0].coefficients, self._left[0].prompts))
+            known_by = identity(self._study.anchored(self._left[0]))
             count = failures[known_by]
-            if known_by not in recorded and count == self._failures_before[known_by] < MOST_ANCHOR_FAILURES:
+            tried = 0 if known_by == self._measure else count  # without its score the study cannot go on
+            if known_by not in recorded and count == self._failures_before[known_by] and tried < MOST_ANCHOR_FAILURES:
                 return self._left[0], count
             self._left.popleft()
         return None

@@ -185,7 +185,7 @@ class Controller:
         if self._summary.reason:
             return False
         anchor = self._anchors.next(history)
-        if not self._judge.ready and (anchor is None or anchor[0].source != self._study.objectives.template):
+        if not self._judge.ready and (anchor is None or self._study.anchored(anchor[0]) != self._study.measure):
             self._summary.reason = NO_TEMPLATE  # unless a worker is at it
             return False
         if anchor is not None:
@@ -220,7 +220,7 @@ class Controller:
         return ""
 
     def _begin_anchor(self, anchor: Anchor, failures: int, history: Sequence[FrozenTrial]) -> bool:
-        recipe = self._study.recipe_of(anchor.coefficients, anchor.prompts)
+        recipe = self._study.anchored(anchor)
         attrs = anchor_attrs(anchor, recipe)
         return self._begin(f"anchor:{recipe.fingerprint}:{failures}", anchor.params or {}, recipe, attrs, history)
 

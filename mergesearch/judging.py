@@ -24,10 +24,8 @@ class Judge:
         self._store = store
         self._objectives = study.objectives
         self._template: Sequence[CollectionScores] | None = None
-        self._template_recipe = ""
-        if self._objectives.allowances:
-            alone = study.sources_alone()[self._objectives.template]
-            self._template_recipe = study.recipe_of(alone).fingerprint
+        measure = study.measure
+        self._template_recipe = "" if measure is None else measure.fingerprint
 
     @property
     def ready(self) -> bool:

@@ -99,8 +99,7 @@ def narrow(study: Study, other: StudyReader, around: float, best: int) -> Study:
     Raises:
         StudyFileError: no merge came over that could be narrowed about.
     """
-    merges = [m for m in known_merges(study, other)[0] if m.params]
-    points = [m.params for m in highest(merges)[:best]]
+    points = [m.params for m in highest(study, known_merges(study, other)[0]) if m.params][:best]
     if not points:
         raise StudyFileError([f"study {other.record.name!r} has no scored merge yet to narrow ranges about"])
     tree = _load(study.parsed.text)

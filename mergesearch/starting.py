@@ -130,7 +130,7 @@ def bring(study: Study, store: StudyStore, other: StudyReader) -> Brought:
     """Take over what another study scored; to be repeated until it returns.
 
     Raises:
-        StudyFileError: nothing is scored there yet.
+        StudyFileError: nothing is scored there yet, or not what guards are measured against.
     """
     merges, brought = offered(study, other)
     if not brought.taken and not set(brought.left) - set(_UNSCORED.values()):
@@ -139,6 +139,13 @@ def bring(study: Study, store: StudyStore, other: StudyReader) -> Brought:
     if not brought.again:
         judge = Judge(study, store)
         merges.sort(key=lambda merge: not judge.is_template(merge.recipe.fingerprint))  # guards are measured against it
+        if not judge.ready and not any(judge.is_template(merge.recipe.fingerprint) for merge in merges[:1]):
+            message = (
+                f"study {brought.study!r} has not scored {study.objectives.template} alone, which `may_lose` is "
+                "measured against: have that evaluated there (`search: {enqueue: [sources]}`), or its best merges here "
+                "(`scores: again`)"
+            )
+            raise study.parsed.problems([Problem(message, study.parsed.where("search", "start_from"))])
         here = sum(not _add(study, store, merge, judge, brought.study) for merge in merges)
         brought = replace(brought, taken=brought.taken - here, left={**brought.left, HERE: here})
     points = [merge.params for merge in merges] if brought.again else []
@@ -157,7 +164,7 @@ def offered(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Brought
     assert entry is not None
     again = entry.scores == "again"
     known, left = known_merges(study, other)
-    ranked = highest([merge for merge in known if not merge.anchor])
+    ranked = [merge for merge in highest(study, known) if not merge.anchor]
     most = entry.best or (BEST_AGAIN if again else len(ranked))
     kept = ranked[:most]
     if len(ranked) > most:
@@ -199,7 +206,7 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     """
     entry = study.parsed.content.search.start_from
     exact = entry is None or entry.scores == "recorded"
-    anchors = {_key(study, study.recipe_of(a.coefficients, a.prompts)): a for a in study.anchors()}
+    anchors = {_key(study, study.anchored(a)): a for a in study.anchors()}
     scored = other.scored()
     seen: set[str] = set()
     found: list[KnownMerge] = []
@@ -224,9 +231,18 @@ def known_merges(study: Study, other: StudyReader) -> tuple[list[KnownMerge], Co
     return found, left
 
 
-def highest(merges: list[KnownMerge]) -> list[KnownMerge]:
-    """Merges by the scores that they had, the best first."""
-    return sorted(merges, key=lambda m: (-m.result.value, m.number))
+def highest(study: Study, merges: list[KnownMerge]) -> list[KnownMerge]:
+    """Merges by the scores that they had, the best first; what this study's guards would set aside comes last."""
+    measure = "" if study.measure is None else study.measure.fingerprint
+    template = next((m.result.collections for m in merges if m.recipe.fingerprint == measure), ())
+    there = {c.collection for c in template}
+    allowances = {name: allowed for name, allowed in study.objectives.allowances.items() if name in there}
+    guards = replace(study.objectives, allowances=allowances)
+
+    def lost(merge: KnownMerge) -> bool:
+        return any(lost > 0 for lost in guards.excess(merge.result.collections, template).values())
+
+    return sorted(merges, key=lambda m: (lost(m), -m.result.value, m.number))
 
 
 def _add(study: Study, store: StudyStore, merge: KnownMerge, judge: Judge, name: str) -> bool:
@@ -268,7 +284,7 @@ def _here(
         if (key := _key(study, mine)) not in anchors:
             return mine, params, None
     anchor = anchors[key]
-    return study.recipe_of(anchor.coefficients, anchor.prompts), dict(anchor.params or {}), anchor
+    return study.anchored(anchor), dict(anchor.params or {}), anchor
 
 
 def _key(study: Study, recipe: MergeRecipe) -> str:

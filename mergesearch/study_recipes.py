@@ -254,6 +254,10 @@ class StudyRecipes:
             once.setdefault(self.recipe_of(c, prompts).fingerprint, Anchor(name, c, params, source, prompts))
         return list(once.values())
 
+    def anchored(self, anchor: Anchor) -> MergeRecipe:
+        """The recipe of an anchor."""
+        return self.recipe_of(anchor.coefficients, anchor.prompts)
+
     def _prompt_choices(self) -> Iterator[tuple[Dimension, float]]:
         """Every prompt of every list."""
         for d in prompt_dimensions(self._evaluation):
@@ -268,6 +272,12 @@ class StudyRecipes:
         """What an anchor's trial of one source is: not the whole source where places are the template's."""
         whole = source == self.parsed.content.merge.template or all(g.merged for g in self.groups)
         return f"{source} alone" if whole else f"{source}'s layers"
+
+    @property
+    def measure(self) -> MergeRecipe | None:
+        """What guards are measured against: the template alone, behind the first prompts; None without guards."""
+        guards = self.objectives
+        return self.recipe_of(self.sources_alone()[guards.template]) if guards.allowances else None
 
     @property
     def objectives(self) -> Objectives:

@@ -197,7 +197,8 @@ def choose(
         )
     if not candidates:
         raise NothingScoredError(f"study {study.name!r} has no scored trial yet; `mergesearch run` it first")
-    kept = within_guards(candidates, study.objectives)
+    measure = study.measure
+    kept = candidates if measure is None else within_guards(candidates, study.objectives, measure.fingerprint)
     front: tuple[FrontPoint, ...] = ()
     if study.objectives.several:
         front = pareto_front([FrontPoint(c.number, c.label, study.objectives.values(c.scores)) for c in kept])
@@ -205,15 +206,13 @@ def choose(
     return replace(pick(kept), front=front, set_aside=set_aside, on_queries=store.record.on_queries)
 
 
-def within_guards(candidates: Sequence[Candidate], objectives: Objectives) -> list[Candidate]:
+def within_guards(candidates: Sequence[Candidate], objectives: Objectives, measure: str) -> list[Candidate]:
     """Those that lost no more on guarded collections, against the template alone, than they may.
 
     Raises:
-        NothingScoredError: there are guards, and the template alone has no score.
+        NothingScoredError: the template alone, the recipe with the fingerprint `measure`, has no score.
     """
-    if not objectives.allowances:
-        return list(candidates)
-    template = next((c for c in candidates if c.distance == 0 and c.nearest == objectives.template), None)
+    template = next((c for c in candidates if c.fingerprint == measure), None)
     if template is None:
         raise NothingScoredError(f"the template, {objectives.template!r}, alone has no score that `may_lose` needs")
     excess = [objectives.excess(c.scores, template.scores).values() for c in candidates]

@@ -26,7 +26,7 @@ class PointRecord:
 
     Attributes:
         value: of the first scored trial (see `score`); None where none has a value.
-        objectives: of the same trial (see `scores`).
+        objectives: of the same trial (see `scores`); None where it has none.
         scored: some trial is COMPLETE or PRUNED.
         in_flight: some trial is RUNNING or WAITING.
         failures: how many trials failed.
@@ -97,11 +97,10 @@ def score(trial: FrozenTrial) -> float | None:
 
 
 def scores(trial: FrozenTrial) -> tuple[float, ...] | None:
-    """Like `score`, one for each of several objectives; of a trial without them its score alone."""
-    value = score(trial)
+    """Like `score`, one for each of several objectives; None of a trial without them."""
     found = trial.user_attrs.get(OBJECTIVES_ATTR)
-    if value is None or not isinstance(found, Mapping):
-        return None if value is None else (value,)
+    if score(trial) is None or not isinstance(found, Mapping):
+        return None
     return tuple(float(v) - PENALTY * violation(trial) for v in found.values())
 
 

@@ -126,6 +126,12 @@ class PopulationStrategy(Strategy):
         """Whether the algorithm is told every objective of a study that has several, rather than their mean."""
         return False
 
+    def told_of(self, value: float, objectives: Scores | None) -> Scores:
+        """What the algorithm is told of a trial; where it has no objectives its score is each of them."""
+        if not self.seeks_front or self.objectives is None:
+            return (value,)
+        return objectives or (value,) * len(self.objectives.names)
+
     @abstractmethod
     def start(self, adopted: Sequence[FrozenTrial]) -> Algorithm:
         """The algorithm in its first state.
@@ -226,9 +232,7 @@ class PopulationStrategy(Strategy):
 
     def _values(self, members: Sequence[Member], view: _View) -> list[Scores | None]:
         found = [view.ledger.at(self.space.find(m.params)) for m in members]
-        if self.seeks_front:
-            return [record.objectives for record in found]
-        return [None if record.value is None else (record.value,) for record in found]
+        return [None if record.value is None else self.told_of(record.value, record.objectives) for record in found]
 
     def _holds(self, replay: _Replay, view: _View) -> bool:
         """Whether replaying the history from the start would lead where the memo is."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergesearch import choose, load_study, open_store
+from mergesearch import choose, load_study, open_store, starting
 from mergesearch.controller import Controller
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.results.figures import coefficients, landscape
@@ -21,6 +21,7 @@ from mergesearch.results.watch import Watch
 from mergesearch.storage.listing import list_studies
 from mergesearch.workers.pool import Outcome, Task
 from tests.controller_toys import Diary, ScriptedPool
+from tests.starting_toys import start
 from tests.tiny_studies import TinyStudy, make_beir, make_study
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -92,3 +93,15 @@ def check_view(view: StudyView, broken: set[int], best: int) -> None:
     summit = landscape.landscape(view)
     assert summit is not None
     assert any(trace.name is not None and f"trial {best}" in trace.name for trace in summit.data)
+
+
+def test_the_best_that_is_evaluated_again_is_none_of_those(guarded: TinyStudy) -> None:
+    first = load_study(guarded.file)
+    with open_store(first) as store:
+        Controller(first, store, ScriptedPool(script=rising), Diary()).run()
+    begun = {"study": "tiny", "scores": "again", "best": 1}
+    again = guarded.change("study", to="again").change("search", "start_from", to=begun)
+    study = load_study(again.file)
+    with open_store(study) as store:
+        start(study, store)
+        assert starting.with_inherited(study, store).inherited == ({"alpha": 0.75},)  # a quarter of the domain model

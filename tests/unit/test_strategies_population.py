@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.errors import StudyFileError
+from mergesearch.evaluation.objectives import Objectives
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.points import SearchSpace
 from mergesearch.search.population import pack_genes, unpack_genes
@@ -270,3 +271,37 @@ def test_cmaes_converges_restarts_or_ends() -> None:
     assert max(t.value or -1.0 for t in trials) == pytest.approx(0.0, abs=1e-12)
     again = drive(CMAES(space, CMAESOptions(restart="ipop", sigma0=0.1), 0), len(trials) + 8, quadratic(space))
     assert len(again) == len(trials) + 8
+
+
+def with_attrs(trial: FrozenTrial, **attrs: Any) -> FrozenTrial:
+    trial.user_attrs.update(attrs)
+    return trial
+
+
+def test_the_first_mean_is_the_best_trial_that_guards_keep() -> None:
+    points = ({"x0": 0.5, "x1": 0.5, "x2": 0.5}, {"x0": -0.5, "x1": 0.0, "x2": 0.25})
+    lost = with_attrs(make_trial(0, THREE, points[0], value=0.9), excess={"other": 0.2})
+    kept = with_attrs(make_trial(1, THREE, points[1], value=0.4), excess={"other": -0.1})
+
+    def search(*adopted: FrozenTrial) -> Any:
+        return CMAES(THREE, CMAESOptions(x0="best"), 0).propose(list(adopted), len(adopted))
+
+    alone = make_trial(1, THREE, points[1], value=0.4)
+    assert search(lost, kept).params == search(make_trial(0, THREE, points[0], value=0.0), alone).params
+
+
+def test_a_front_is_sought_beside_trials_that_another_program_ended() -> None:
+    """They have a value and no objectives, as founders and as members."""
+    strategy = Evolution(THREE, EvolutionOptions(population_size=4), 0)
+    strategy.objectives = Objectives({"a": "target", "b": "others"}, {"a": 1.0, "b": 1.0})
+    trials = [make_trial(n, THREE, {"x0": 0.1 * n, "x1": 0.0, "x2": 0.5}, value=-1.0 - n) for n in range(2)]
+    with_attrs(trials[0], objectives={"target": -1.0, "others": -1.0})
+    for number in range(2, 16):
+        proposal = strategy.propose(trials, number)
+        assert proposal is not None
+        value = quadratic(THREE)(proposal.params)
+        told = {} if number == 6 else {"objectives": {"target": value - 0.1, "others": value + 0.1}}
+        trials.append(with_attrs(make_trial(number, THREE, proposal.params, value=value, attrs=proposal.attrs), **told))
+    again = Evolution(THREE, EvolutionOptions(population_size=4), 0)
+    again.objectives = strategy.objectives
+    assert again.propose(trials, 16) == strategy.propose(trials, 16)

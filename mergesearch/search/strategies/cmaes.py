@@ -9,6 +9,7 @@ from cmaes import CMA, CMAwM, SepCMA
 from pydantic import Field, model_validator
 
 from mergesearch.errors import Problem, StudyFileError
+from mergesearch.search.ledger import score
 from mergesearch.search.population import Algorithm, Member, PopulationStrategy, Scores
 from mergesearch.search.seeds import derive_seed
 from mergesearch.search.strategy import StrategyOptions
@@ -88,7 +89,7 @@ class CMAES(PopulationStrategy):
         if self.options.x0 == "template":
             point = self.space.template or {}
         elif self.options.x0 == "best" and adopted:
-            point = max(adopted, key=lambda t: (t.value or 0.0, -t.number)).params
+            point = max(adopted, key=lambda t: (score(t) or 0.0, -t.number)).params
         elif isinstance(self.options.x0, dict):
             point = self.options.x0
         mean_D = np.array([d.to_unit(point[d.name]) if d.name in point else 0.5 for d in free])

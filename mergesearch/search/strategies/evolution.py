@@ -96,7 +96,8 @@ class Evolution(PopulationStrategy):
         """The best different points of `adopted`; those that no other beats in all objectives before the others."""
         beaten = [True] * len(adopted)
         if self.seeks_front and adopted:
-            beaten = list(~undominated(np.array([scores(t) for t in adopted], dtype=np.float64)))
+            told = [self.told_of(score(t) or 0.0, scores(t)) for t in adopted]
+            beaten = list(~undominated(np.array(told, dtype=np.float64)))
         order = sorted(zip(beaten, adopted, strict=True), key=lambda e: (e[0], -(score(e[1]) or 0.0), e[1].number))
         ranked = [trial for _, trial in order]
         different = {self.space.point(t.params): self.space.snap(t.params) for t in reversed(ranked)}
