@@ -105,6 +105,7 @@ class Outcome:
         scores: by collection and model (the template alone first, then the rival), float64 [1 + repeats, Q]: the
             test scores with all dev queries and with each sample.
         read: how many readings of the test split this took, earlier processes' included.
+        pseudo: collections whose test queries are pseudo-queries.
     """
 
     settings: LimitedData
@@ -114,6 +115,7 @@ class Outcome:
     picked: tuple[Picked, ...]
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
     read: int
+    pseudo: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -125,6 +127,7 @@ class Outcome:
             "picked": [asdict(p) for p in self.picked],
             "test_scores": {c: {m: s.tolist() for m, s in models.items()} for c, models in self.scores.items()},
             "test_readings": self.read,
+            "pseudo_queries": list(self.pseudo),
         }
 
 
@@ -286,6 +289,7 @@ class LimitedDataProtocol:
             picked=tuple(picked),
             scores={c: {m: np.stack([s[c].scores for s in found]) for m, found in rows.items()} for c in collections},
             read=read,
+            pseudo=tuple(c.name for c in self.first.collection_specs(test=True) if c.pseudo_queries),
         )
 
 

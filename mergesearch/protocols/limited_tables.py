@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.significance import Comparison, compare, holm
 from mergesearch.protocols.limited_data import RIVAL, Outcome
 from mergesearch.results.evaluate import Table
@@ -26,7 +27,8 @@ class Difference:
         few: of the means over the samples; else with all dev queries.
         comparison: paired by query.
         p_holm: `comparison.p_ttest`, corrected over all models that are compared with the same one.
-        p_samples: of the paired t-test over the samples' means; None with all dev queries.
+        p_samples: of the paired t-test over the samples' means; None with all dev queries, and where every sample has
+            the same difference, as where all chose the same merge: without spread there is no t.
     """
 
     collection: str
@@ -80,8 +82,9 @@ def _by_query(scores_RQ: NDArray[np.float64], few: bool) -> NDArray[np.float64]:
     return found
 
 
-def _over_samples(a_RQ: NDArray[np.float64], b_RQ: NDArray[np.float64]) -> float:
-    return compare(a_RQ[1:].mean(axis=1), b_RQ[1:].mean(axis=1)).p_ttest
+def _over_samples(a_RQ: NDArray[np.float64], b_RQ: NDArray[np.float64]) -> float | None:
+    a_R, b_R = a_RQ[1:].mean(axis=1), b_RQ[1:].mean(axis=1)
+    return compare(a_R, b_R).p_ttest if len(set(a_R - b_R)) > 1 else None
 
 
 def tables(outcome: Outcome) -> list[Table]:
@@ -97,7 +100,8 @@ def tables(outcome: Outcome) -> list[Table]:
             means = s.mean(axis=1)
             spread = (f"{means[1:].mean():.4f}", f"{means[1:].std(ddof=1):.4f}") if i else ("", "")
             rows.append((model, f"{means[0]:.4f}", *spread))
-        title = f"{collection}: {outcome.metric} on {n_queries} test queries"
+        queries = PSEUDO if collection in outcome.pseudo else "queries"
+        title = f"{collection}: {outcome.metric} on {n_queries} test {queries}"
         found.append((title, ["model", f"all {outcome.dev_queries[collection]} dev queries", few, "SD"], rows))
         tested: list[tuple[Any, ...]] = [
             (
@@ -130,4 +134,7 @@ def notes(outcome: Outcome) -> list[str]:
     said = [f"test read once for each of {outcome.read} models, every reading recorded with the study"]
     if outcome.settings.repeats < 10:
         said.append(f"{outcome.settings.repeats} samples are few for a standard deviation; the paper has 10")
+    said += [
+        f"test queries of {name} are {PSEUDO}: no user asked them, and nobody judged them" for name in outcome.pseudo
+    ]
     return [*said, f"{RIVAL} is the template fine-tuned on the same dev queries, 80% of which chose the passes"]

@@ -1,6 +1,6 @@
 """Scores that a study was not searched on: the winner and what it has to be compared with, with paired tests.
 
-This is the only code that reads a test split, and every reading of a study's test split is recorded with the study.
+Test splits are read here and by `protocols/`, and every reading of a study's test split is recorded with the study.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from mergesearch.study_recipes import UNIFORM_AVERAGE, Prompts
 from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 
-COMMAND = "evaluate"
-"""What readings of a test split are recorded under."""
+COMMAND, OF_A_FOLDER = "evaluate", "evaluate folder"
+"""What readings of a test split are recorded under: the study's models, or a single folder."""
 CHOSEN, HIGHEST = "chosen (trial ", "highest on dev (trial "
 """How the subjects of readings begin that are trials; then comes the number. A source may have any name."""
 Table = tuple[str, list[str], list[tuple[Any, ...]]]
@@ -238,7 +238,7 @@ def evaluate_folder(
     label = folder.resolve().name
     notes: list[str] = []
     if store is not None and split != "dev":
-        store.record_test_reading(result.collections, subject=label, split=split, command=f"{COMMAND} folder")
+        store.record_test_reading(result.collections, subject=label, split=split, command=OF_A_FOLDER)
         notes += _readings(store)
     qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
     model = _model(label, result, qrels, reported)
@@ -380,11 +380,16 @@ def _readings(store: StudyStore) -> list[str]:
 
 
 def times_read(readings: Iterable[Reading]) -> int:
-    """How often test queries were looked at: evaluations of the study, and of single folders."""
-    rows = [r for r in readings if r.command.startswith(COMMAND)]
+    """How often test queries were looked at: evaluations of the study, and of single folders, and protocols.
+
+    A protocol looks once, at models that were all chosen before.
+    """
+    rows = list(readings)
     times = 0
     for collection in {r.scores.collection for r in rows}:
         mine = [r for r in rows if r.scores.collection == collection]
         whole = Counter(r.subject for r in mine if r.command == COMMAND)  # every evaluation scores every source once
-        times = max(times, max(whole.values(), default=0) + sum(r.command != COMMAND for r in mine))
+        folders = sum(r.command == OF_A_FOLDER for r in mine)
+        protocols = {r.command for r in mine} - {COMMAND, OF_A_FOLDER}
+        times = max(times, max(whole.values(), default=0) + folders + len(protocols))
     return times

@@ -58,6 +58,15 @@ def test_seeds_are_compared_by_their_mean_and_spread_is_over_seeds() -> None:
     assert rows["grid"]["sd"] is None
 
 
+def test_the_same_source_chosen_by_every_seed_is_the_same_and_is_not_tested() -> None:
+    """A mean of three equal numbers is not always that number: .1 + .1 + .1 is no .3."""
+    source = np.repeat([0.1, 0.6309297535714575, 0.7], 20)
+    rows = [row("retriever alone", source), row("pairs alone", source / 2), row("TPE", source, source, source)]
+    tpe = judge(rows, 0.05)[2]
+    assert [a["verdict"] for a in tpe["against"].values()] == ["same", "same"]
+    assert tpe["sd"] == pytest.approx(0, abs=1e-12)
+
+
 def test_p_values_are_corrected_over_all_comparisons_of_a_collection() -> None:
     rows = [
         row("retriever alone", BASE),

@@ -15,6 +15,7 @@ from mergesearch import load_study
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison
 from mergesearch.evaluation_schema import PoolEntry
+from mergesearch.results.evaluate import times_read
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, elapsed, strategies
@@ -248,6 +249,20 @@ def test_the_choice_is_compared_with_what_is_to_be_compared_now(view: StudyView)
         "chosen (trial 78)",
         f"chosen (trial {view.chosen.number})",
     }
+
+
+def test_what_a_protocol_read_counts_as_a_reading() -> None:
+    """Once for all of its models, which were chosen before; and once again on other data or with other settings."""
+    mine = scores([0.1, 0.2])
+
+    def read(*commands: str) -> int:
+        return times_read([Reading("retriever alone", "1", c, "test", mine, START) for c in commands])
+
+    limited = "protocol limited-data (test data and settings {})"
+    assert read("evaluate") == 1
+    assert read(limited.format("a")) == 1
+    assert read(*[limited.format("a")] * 12, "evaluate") == 2
+    assert read(limited.format("a"), limited.format("b"), "protocol quality", "evaluate", "evaluate folder") == 5
 
 
 def test_without_test_scores_nothing_is_promised(view: StudyView) -> None:
