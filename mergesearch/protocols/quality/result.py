@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergesearch.evaluation.result import CollectionScores
 from mergesearch.protocols.quality.calibrating import calibrate, predicted_gain
 from mergesearch.protocols.quality.explaining import correlation, token_counts, vocabulary_shift, weight_distance
-from mergesearch.protocols.quality.judging import best_source, judge, make_rows
+from mergesearch.protocols.quality.following import follow, key_of
+from mergesearch.protocols.quality.judging import ALONE, best_source, judge, make_rows
 from mergesearch.protocols.quality.schema import RETRIEVER, Protocol
 from mergesearch.protocols.quality.searching import Planned
 from mergesearch.protocols.quality.testing import Candidate
@@ -60,6 +64,7 @@ def collect(
             for domain, (merges, _) in known.items()
         },
         "carried_over": _carried_over(planned, found, scores, content.calibration.level),
+        "followed": follow(protocol, collection, planned, _by_model(found, scores)),
         "explanation": _explanation(protocol, collection, planned, known),
     }
     file = protocol.work / collection / FILE
@@ -90,6 +95,13 @@ def _merges(planned: Sequence[Planned], domain: str) -> tuple[list[Chosen], list
                     merge = Chosen(len(found), key, result.value, result.collections, distance, nearest, key)
                     found[key] = merge, shares
     return [m for m, _ in found.values()], [s for _, s in found.values()]
+
+
+def _by_model(found: Sequence[Candidate], scores: Sequence[CollectionScores]) -> dict[str, NDArray[np.float64]]:
+    """Test scores of merges by `key_of` their recipe, and of sources by name."""
+    named = {key_of(c.recipe): s.scores for c, s in zip(found, scores, strict=True)}
+    alone = {c.row.removesuffix(ALONE): s.scores for c, s in zip(found, scores, strict=True) if c.row.endswith(ALONE)}
+    return {**named, **alone}
 
 
 def _carried_over(

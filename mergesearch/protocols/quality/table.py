@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mergesearch.protocols.quality.result import read_result
 from mergesearch.protocols.quality.running import seconds
 from mergesearch.protocols.quality.schema import RETRIEVER, Protocol
@@ -12,6 +14,8 @@ from mergesearch.results.evaluate import Table
 from mergesearch.results.tested import shown_p
 
 _SIGNS = {"better": "▲", "worse": "▼", "no difference": "=", "same": "·"}
+SHARES = ("covered", "covered_narrow", "covered_centred", "merge_advised")
+GAINS = ("raw", "expected", "measured", "followed")
 LEGEND = (
     "▲ better, ▼ worse, = no difference, · the same scores: against the retriever, then against the source that scores "
     "highest on test"
@@ -40,6 +44,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         *[_differences(r) for r in done.values()],
         _choices(done),
         _carried_over(done),
+        _followed(done),
         _calibration(done),
         _explanation(done),
         _seconds(result["seconds"]),
@@ -123,22 +128,40 @@ def _carried_over(done: dict[str, Any]) -> Table:
     return "merges that were advised: what was expected on test, and what came of it", headers, rows
 
 
+def _followed(done: dict[str, Any]) -> Table:
+    places = ("sample on its pool", "sample on the corpus", "other dev queries", "test")
+    rows = []
+    for name, result in done.items():
+        for domain, told in result["followed"].items():
+            cells = [
+                "" if m is None else f"{m['gain']:+.4f} ± {m['se']:.4f} ({m['queries']})" for m in map(told.get, places)
+            ]
+            rows.append((name, domain, *cells))
+    title = "where gains on dev went: the highest merge of all searches over the best source of dev (± SE, queries)"
+    return title, ["", "with", *places], rows
+
+
 def _calibration(done: dict[str, Any]) -> Table:
     rows = []
     for name, result in done.items():
         for domain, c in result["calibration"].items():
             half = f"{c['queries'][0]} + {c['queries'][1]}"
-            kept = "" if c["kept_rightly"] is None else f"{c['kept_rightly']:.0%}"
-            gains = [f"{c[k]:+.4f}" for k in ("raw", "expected", "measured", "followed")]
-            shares = [f"{c[k]:.1%}" for k in ("covered", "covered_narrow", "merge_advised")]
-            rows.append((name, domain, half, *shares, kept, *gains))
-    level = next(iter(next(iter(done.values()))["calibration"].values()))["level"]
+            rightly = "" if c["kept_rightly"] is None else f"{c['kept_rightly']:.0%}"
+            gains = [f"{c[k]:+.4f}" for k in GAINS]
+            shares = [f"{c[k]:.1%}" for k in SHARES]
+            rows.append((name, domain, half, *shares, rightly, *gains))
+    kept = [c for result in done.values() for c in result["calibration"].values()]
+    shares = [f"{np.mean([c[k] for c in kept]):.1%}" for k in SHARES]
+    gains = [f"{np.mean([c[k] for c in kept]):+.4f}" for k in GAINS]
+    rows.append(("mean", "", "", *shares, "", *gains))
+    level = kept[0]["level"]
     headers = [
         "",
         "with",
         "queries",
         f"{level:.0%} interval held",
         "without test noise",
+        "centre put right",
         "merge advised",
         "source kept rightly",
         "gain seen",
