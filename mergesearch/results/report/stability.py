@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergesearch.evaluation.resampling import bootstrap_weights
+from mergesearch.results.distance import Distances
 from mergesearch.results.view import StudyView, TrialView
 
 DRAWS = 2000
@@ -46,10 +47,10 @@ def stability(view: StudyView, *, draws: int = DRAWS, seed: int = 0) -> tuple[Ca
         return ()
     preferred = {choice.number: 0, choice.best_number: 1}
     ranked = sorted(view.ranked, key=lambda t: (-(t.value or 0.0), preferred.get(t.number, 2), t.number))
-    alone = {t.number for t in view.sources.values()}
-    if not alone and choice.source_number is not None:
-        alone = {choice.source_number}
-    shown = set(alone) | {choice.number, choice.best_number}
+    distances = Distances(view.study)
+    # As for the choice whatever is a source: behind any prompt, and with any coefficients that give it.
+    alone = {t.number for t in ranked if t.recipe is not None and distances.nearest(t.recipe)[0] == 0}
+    shown = alone | {choice.number, choice.best_number}
     ranked = [t for i, t in enumerate(ranked) if i < MOST_CANDIDATES or t.number in shown]
     values_BT = _resampled(ranked, draws, seed)
     highest = values_BT.argmax(axis=1)
