@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from mergesearch.errors import EvaluationError, StudyFileError
+from mergesearch.errors import CollectionError, EvaluationError, StudyFileError
 from mergesearch.evaluation.formats import load_collection
-from mergesearch.protocols.quality.running import run_collection
+from mergesearch.protocols.quality.running import run_collection, run_protocol
 from mergesearch.protocols.quality.schema import read_protocol
 from mergesearch.protocols.quality.text import dev_sample, split_docstring, training_pairs, write_beir
 from mergesearch.storage.store import StudyStore
@@ -176,6 +176,17 @@ def test_titles_are_queries_of_their_texts(tmp_path: Path) -> None:
     pairs = training_pairs(tmp_path / "made", "titles", 0)
     assert len(pairs) == 40
     assert all(title.split(" ", 1)[1] == text[:9].strip() for title, text in pairs)
+
+
+def test_a_corpus_that_is_missing_or_broken_is_said_in_words_before_anything_is_trained(tmp_path: Path) -> None:
+    file = make_protocol(tmp_path)
+    (tmp_path / "made" / "corpus.jsonl").write_text('{"_id": "1", "title": "no text"}\n', encoding="utf-8")
+    with pytest.raises(CollectionError, match="expected 'text'"):
+        training_pairs(tmp_path / "made", "titles", 0)
+    shutil.rmtree(tmp_path / "made")
+    with pytest.raises(CollectionError, match="there is no such file or folder"):
+        run_protocol(file)
+    assert not read_protocol(file).work.exists()
 
 
 @pytest.mark.parametrize(

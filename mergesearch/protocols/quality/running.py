@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mergesearch.errors import MergesearchError
+from mergesearch.evaluation.formats.documents import document_files
 from mergesearch.evaluation.loading import no_progress_bar
 from mergesearch.protocols.quality.models import domain_model
 from mergesearch.protocols.quality.result import collect
@@ -41,6 +42,7 @@ def run_protocol(path: Path, only: Sequence[str] = (), tell: Tell = print) -> Pr
     if unknown:
         names = ", ".join(protocol.content.collections)
         raise MergesearchError(f"{path} has no collection {', '.join(sorted(unknown))}; it has {names}")
+    document_files([protocol.folder(name) for name in protocol.content.collections])  # each is compared with the others
     wanted = [name for name in protocol.content.collections if not only or name in only]
     failures = []
     context = multiprocessing.get_context("spawn")

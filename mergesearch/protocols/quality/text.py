@@ -13,6 +13,8 @@ from typing import Literal
 from mergesearch.errors import CollectionError, Problem
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.formats.builder import CollectionBuilder
+from mergesearch.evaluation.formats.documents import document_files, each_document
 from mergesearch.evaluation.pool import hard_negatives
 
 PairKind = Literal["train", "titles", "docstrings"]
@@ -33,10 +35,16 @@ def read_split(folder: Path, split: str) -> Collection:
 
 
 def read_titles(folder: Path) -> list[tuple[str, str]]:
-    """Title and text of every document of a BEIR folder, in the order of the file; a title may be empty."""
-    with (folder / "corpus.jsonl").open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines if line.strip()]
-    return [((r.get("title") or "").strip(), r["text"].strip()) for r in records]
+    """Title and text of every document of a BEIR folder, in the order of the file; a title may be empty.
+
+    Raises:
+        CollectionError: everything that is wrong with it.
+    """
+    builder = CollectionBuilder(folder.name, "all")
+    found = [(d.title.strip(), d.text.strip()) for d in each_document(document_files([folder]), builder)]
+    if problems := builder.problems():
+        raise CollectionError(problems)
+    return found
 
 
 def training_pairs(folder: Path, kind: PairKind, seed: int) -> list[tuple[str, str]]:
