@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from mergesearch.results.figures import coefficients, landscape
 from mergesearch.results.notes import trial_notes
 from mergesearch.results.report.ablation import ablations
 from mergesearch.results.report.costs import strategies
+from mergesearch.results.report.page import render_report
 from mergesearch.results.report.stability import stability
+from mergesearch.results.report.write import view_of
 from mergesearch.results.status import read_status
 from mergesearch.results.view import StudyView, read_view
 from mergesearch.results.watch import Watch
@@ -74,6 +77,13 @@ def test_nothing_shows_a_merge_as_best_that_lost_too_much(guarded: TinyStudy) ->
         assert now.luck == pytest.approx(choice.best_optimism)
         assert [s.best_value for s in list_studies(guarded.storage)] == [choice.best_value]
         check_view(read_view(study, store), broken, best)
+
+        shutil.rmtree(guarded.folder / "domain")
+        view, missing = view_of(study.parsed, store)
+        assert missing
+        assert view.choice is not None
+        assert (view.choice.number, view.choice.set_aside) == (choice.number, len(broken))
+        assert render_report(view, (), why=missing).count("(set aside)") == len(broken)
 
 
 def check_view(view: StudyView, broken: set[int], best: int) -> None:
