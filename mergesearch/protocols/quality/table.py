@@ -119,7 +119,7 @@ def _carried_over(done: dict[str, Any]) -> Table:
             expected = f"{told['expected']:+.4f} [{low:+.4f}, {high:+.4f}]"
             cells = (f"{told['dev_gain']:+.4f}", expected, f"{told['measured']:+.4f}", inside)
             rows.append((name, told["row"], told["seed"], told["source"], *cells))
-    headers = ["", "row", "seed", "over", "gain on dev", "expected on test, 90%", "gain on test", "inside"]
+    headers = ["", "row", "seed", "over", "gain on dev", f"expected on test, {_level(done)}", "gain on test", "inside"]
     return "merges that were advised: what was expected on test, and what came of it", headers, rows
 
 
@@ -132,12 +132,11 @@ def _calibration(done: dict[str, Any]) -> Table:
             gains = [f"{c[k]:+.4f}" for k in ("raw", "expected", "measured", "followed")]
             shares = [f"{c[k]:.1%}" for k in ("covered", "covered_narrow", "merge_advised")]
             rows.append((name, domain, half, *shares, kept, *gains))
-    level = next(iter(next(iter(done.values()))["calibration"].values()))["level"]
     headers = [
         "",
         "with",
         "queries",
-        f"{level:.0%} interval held",
+        f"{_level(done)} interval held",
         "without test noise",
         "merge advised",
         "source kept rightly",
@@ -151,6 +150,12 @@ def _calibration(done: dict[str, Any]) -> Table:
         headers,
         rows,
     )
+
+
+def _level(done: dict[str, Any]) -> str:
+    """Of confidence, which is the protocol's."""
+    first = next(iter(done.values()))
+    return f"{next(iter(first['calibration'].values()))['level']:.0%}"
 
 
 def _explanation(done: dict[str, Any]) -> Table:
