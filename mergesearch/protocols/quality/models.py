@@ -23,7 +23,7 @@ from mergesearch.training.masked_lm import train_masked_lm
 def domain_model(protocol: Protocol, collection: str, name: str) -> Path:
     """The folder of a collection's domain model, trained now where the cache has none.
 
-    Text is the collection's documents, or pairs of them and of train queries; dev and test queries are never read.
+    Text is the collection's documents, or pairs of them and of train queries; see `training_pairs`.
 
     Raises:
         MergesearchError: the training failed; CollectionError: there is nothing to train on.

@@ -124,7 +124,7 @@ def _carried_over(done: dict[str, Any]) -> Table:
             expected = f"{told['expected']:+.4f} [{low:+.4f}, {high:+.4f}]"
             cells = (f"{told['dev_gain']:+.4f}", expected, f"{told['measured']:+.4f}", inside)
             rows.append((name, told["row"], told["seed"], told["source"], *cells))
-    headers = ["", "row", "seed", "over", "gain on dev", "expected on test, 90%", "gain on test", "inside"]
+    headers = ["", "row", "seed", "over", "gain on dev", f"expected on test, {_level(done)}", "gain on test", "inside"]
     return "merges that were advised: what was expected on test, and what came of it", headers, rows
 
 
@@ -154,12 +154,11 @@ def _calibration(done: dict[str, Any]) -> Table:
     shares = [f"{np.mean([c[k] for c in kept]):.1%}" for k in SHARES]
     gains = [f"{np.mean([c[k] for c in kept]):+.4f}" for k in GAINS]
     rows.append(("mean", "", "", *shares, "", *gains))
-    level = kept[0]["level"]
     headers = [
         "",
         "with",
         "queries",
-        f"{level:.0%} interval held",
+        f"{_level(done)} interval held",
         "without test noise",
         "centre put right",
         "merge advised",
@@ -174,6 +173,12 @@ def _calibration(done: dict[str, Any]) -> Table:
         headers,
         rows,
     )
+
+
+def _level(done: dict[str, Any]) -> str:
+    """Of confidence, which is the protocol's."""
+    first = next(iter(done.values()))
+    return f"{next(iter(first['calibration'].values()))['level']:.0%}"
 
 
 def _explanation(done: dict[str, Any]) -> Table:

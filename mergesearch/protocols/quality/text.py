@@ -48,7 +48,9 @@ def read_titles(folder: Path) -> list[tuple[str, str]]:
 
 
 def training_pairs(folder: Path, kind: PairKind, seed: int) -> list[tuple[str, str]]:
-    """Queries and documents to fine-tune on; no dev or test query is among them.
+    """Queries and documents to fine-tune on; judgements of dev and test are not read.
+
+    Published splits may share a few queries word for word (NFCorpus's do), which are then trained on as published.
 
     Args:
         folder: a collection in BEIR layout.
