@@ -112,6 +112,7 @@ CASES = [
     Case("mergesearch protocol quality *", PARSED, "an hour; tests/unit/test_quality_protocol.py runs a tiny protocol"),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
+    Case("mergesearch protocol limited-data", NAME),
     Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     *(Case(f"mergesearch synthesize {kind}", NAME) for kind in ("negatives", "queries", "prompts")),
     Case("mergesearch synthesize *", PARSED, "needs a language model; its tests ask a server that speaks the protocol"),
@@ -261,7 +262,9 @@ def test_it_is_taken(shown: Shown, world: Path) -> None:
 @pytest.mark.parametrize("shown", of_kind(NAME))
 def test_it_is_a_command(shown: Shown) -> None:
     name, *kind = shown.text.removeprefix("mergesearch ").split()
-    choices = {choice for p in cli.commands[name].params for choice in getattr(p.type, "choices", ())}
+    command = cli.commands[name]
+    choices = {choice for p in command.params for choice in getattr(p.type, "choices", ())}
+    choices |= set(getattr(command, "commands", ()))
     assert choices.issuperset(kind)
 
 
