@@ -59,18 +59,16 @@ def calibrate(merges: Sequence[Chosen], *, splits: int, level: float, seed: int)
 
     Returns:
         `covered`: share of halves whose gain lay in the interval for as many queries; `covered_narrow`: in the
-        interval as it is stated, of the gain over all queries; `covered_centred`: in the first, had the expected gain
-        been right on average, which tells a wrong centre from a wrong width; `merge_advised`; `expected`, `measured`:
-        mean gains of the highest merge; `raw`: its mean gain on the queries that chose; `followed`: mean gain of what
-        the advice chose; `kept_rightly`: of the halves where the source was advised, how many had no gain of the
-        highest merge.
+        interval as it is stated, of the gain over all queries; `merge_advised`; `expected`, `measured`: mean gains of
+        the highest merge; `raw`: its mean gain on the queries that chose; `followed`: mean gain of what the advice
+        chose; `kept_rightly`: of the halves where the source was advised, how many had no gain of the highest merge.
     """
     scores_TQ = np.stack([m.scores[0].scores for m in merges])
     draw = np.random.default_rng(seed)
     queries = scores_TQ.shape[1]
     half = queries // 2
     said: dict[str, list[float]] = {k: [] for k in ("covered", "covered_narrow", "merge_advised", "raw", "expected")}
-    measured, followed, kept_rightly, intervals = [], [], [], []
+    measured, followed, kept_rightly = [], [], []
     for _ in range(splits):
         order = draw.permutation(queries)
         mine = [_on(m, i, scores_TQ[i, order[:half]]) for i, m in enumerate(merges)]
@@ -87,19 +85,15 @@ def calibrate(merges: Sequence[Chosen], *, splits: int, level: float, seed: int)
         said["raw"].append(choice.gain or 0.0)
         said["expected"].append(expected)
         measured.append(gain)
-        intervals.append(wide)
         followed.append(float(means_T[choice.number] - means_T[source]))
         if choice.verdict != "merge":
             kept_rightly.append(gain <= 0)
-    shift = float(np.mean(measured) - np.mean(said["expected"]))
-    centred = [low + shift <= gain <= high + shift for (low, high), gain in zip(intervals, measured, strict=True)]
     return {
         "splits": splits,
         "level": level,
         "merges": len(merges),
         "queries": [half, queries - half],
         **{name: float(np.mean(values)) for name, values in said.items()},
-        "covered_centred": float(np.mean(centred)),
         "measured": float(np.mean(measured)),
         "followed": float(np.mean(followed)),
         "kept_rightly": float(np.mean(kept_rightly)) if kept_rightly else None,

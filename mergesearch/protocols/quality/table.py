@@ -14,7 +14,7 @@ from mergesearch.results.evaluate import Table
 from mergesearch.results.tested import shown_p
 
 _SIGNS = {"better": "▲", "worse": "▼", "no difference": "=", "same": "·"}
-SHARES = ("covered", "covered_narrow", "covered_centred", "merge_advised")
+SHARES = ("covered", "covered_narrow", "merge_advised")
 GAINS = ("raw", "expected", "measured", "followed")
 LEGEND = (
     "▲ better, ▼ worse, = no difference, · the same scores: against the retriever, then against the source that scores "
@@ -160,7 +160,6 @@ def _calibration(done: dict[str, Any]) -> Table:
         "queries",
         f"{_level(done)} interval held",
         "without test noise",
-        "centre put right",
         "merge advised",
         "source kept rightly",
         "gain seen",
@@ -221,4 +220,4 @@ def _seconds(spent: dict[str, dict[str, float]]) -> Table:
     phases = list(dict.fromkeys(p for s in spent.values() for p in s))
     rows = [(name, *[f"{s.get(p, 0):.0f}" for p in phases], f"{sum(s.values()):.0f}") for name, s in spent.items()]
     total = sum(sum(s.values()) for s in spent.values())
-    return f"seconds of one thread each, {total / 60:.0f} minutes in all", ["", *phases, "all"], rows
+    return f"seconds of the processes, {total / 60:.0f} minutes in all", ["", *phases, "all"], rows
