@@ -11,7 +11,7 @@ from mergesearch.cli.common import examples, open_existing, storage_option, stud
 
 @click.command(
     "refine",
-    short_help="Make a study with finer groups that starts from a study's trials.",
+    short_help="Make a study with finer groups that starts from another.",
     epilog=examples(
         "mergesearch refine my.yaml --segments 4 --out finer.yaml",
         "mergesearch refine my.yaml --per-layer --strategy embedding_surrogate --trials 20 --out layers.yaml",
