@@ -14,7 +14,7 @@ from mergesearch.cli.training import texts_option
 
 @click.command(
     "synthesize",
-    short_help="Have a language model write hard negatives, queries or prompts.",
+    short_help="Have a language model write negatives, queries, prompts.",
     epilog=examples(
         "mergesearch synthesize negatives --from ../data/nfcorpus --endpoint http://localhost:8000/v1 "
         "--llm llama-70b --out negatives.jsonl          # says what it would ask for",
