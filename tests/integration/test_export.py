@@ -143,7 +143,7 @@ def test_provenance_gives_the_recipe_back(exported: Exported, finished: tuple[St
     assert found["dev"]["value"] == exported.recorded
     assert found["dev"]["collections"]["made"] == {
         "metric": "ndcg@10", "score": exported.recorded, "rescored": exported.rescored, "queries": 8, "weight": 1.0,
-        "pool": False,
+        "pool": False, "pseudo_queries": False,
     }  # fmt: skip
     assert found["test"] == []
     assert found["encoding"]["pooling"] == ["mean"]

@@ -204,6 +204,7 @@ def test_an_interrupted_comparison_goes_on(where: str, tiny: TinyStudy, finished
     assert outcome.picked == expected.picked
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_comes_to_the_same(tiny: TinyStudy, tmp_path: Path) -> None:
     """In the midst of a training, and again before the test split is read; then against one that nobody killed."""
     undisturbed = copy_study(tiny, tmp_path / "undisturbed")

@@ -134,7 +134,14 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", ["surrogate, seed 5", "TPE, seed 5", "test: pairs alone"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("surrogate, seed 5", marks=pytest.mark.slow),
+        pytest.param("TPE, seed 5", marks=pytest.mark.slow),
+        "test: pairs alone",
+    ],
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_scores(finished: Path, tmp_path: Path, after: str) -> None:
     def stop(line: str) -> None:
         if after in line:
