@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from mergesearch.search.registry import STRATEGIES
 from mergesearch.session import open_store
 from tests.controller_toys import Diary, PredictingPool, ScriptedPool
 from tests.starting_toys import COARSE, finer, scored, start, violations
-from tests.storage_helpers import ROOT, lose_confirmation, restore_confirmations
+from tests.storage_helpers import crashes, lose_confirmation, restore_confirmations
 from tests.tiny_studies import TinyStudy
 
 SEARCHES: dict[str, Any] = {
@@ -67,19 +64,9 @@ class StartSuite:
 
     def test_killed_before_any_commit_every_merge_comes_over_once(self, made: TinyStudy, url: str) -> None:
         scored(made, url)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "tests.starting_toys", url, str(made.folder)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, done.stderr
-        outcomes = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [o for o in outcomes if o["violations"]] == []
+        outcomes = crashes("tests.starting_toys", url, str(made.folder))
         assert [o["then"] for o in outcomes] == [COARSE] * len(outcomes)
         assert {o["left"] for o in outcomes} == set(range(COARSE + 1))  # nothing, one, …, all
-        assert [o["killed"] for o in outcomes] == [True] * (len(outcomes) - 1) + [False]
 
     @pytest.mark.parametrize("lost", range(3))
     def test_a_lost_confirmation_adds_nothing_twice(self, made: TinyStudy, url: str, lost: int) -> None:

@@ -88,22 +88,28 @@ def everything_stored(url: str) -> str:
     return "\n".join(texts)
 
 
-def check_crashes(*arguments: str) -> None:
-    """Runs `tests.storage_crash`: no violations, and the moments that matter were among the kills."""
+def crashes(module: str, *arguments: str) -> list[dict[str, Any]]:
+    """What a module that is killed again and again tells of each attempt: no violations, and only the last one ends."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.storage_crash", *arguments],
+        [sys.executable, "-W", "ignore", "-m", module, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    outcomes: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert [o for o in outcomes if o["violations"]] == []
+    assert [o["killed"] for o in outcomes] == [True] * (len(outcomes) - 1) + [False]
+    return outcomes
+
+
+def check_crashes(*arguments: str) -> None:
+    """Runs `tests.storage_crash`: no violations, and the moments that matter were among the kills."""
+    outcomes = crashes("tests.storage_crash", *arguments)
     found = [o["found"] for o in outcomes]
     assert found == sorted(found, key=("nothing", "running", "complete").index)
     assert min(found.count("nothing"), found.count("running")) >= 2
-    assert [o["killed"] for o in outcomes] == [True] * (len(outcomes) - 1) + [False]
 
 
 def open_soon(url: str, record: StudyRecord = RECORD) -> StudyStore:

@@ -100,7 +100,7 @@ class Said:
 
 def protocol(tiny: TinyStudy, *others: Path, settings: LimitedData = SETTINGS) -> LimitedDataProtocol:
     parsed = [parse_study(file) for file in (tiny.file, *others)]
-    return LimitedDataProtocol(parsed, tiny.folder / "work", settings)
+    return LimitedDataProtocol(parsed, tiny.folder / "runs", settings)
 
 
 def readings(tiny: TinyStudy) -> list[Reading]:
@@ -119,11 +119,11 @@ def test_the_whole_comparison(tiny: TinyStudy) -> None:
     said = Said()
     outcome = made.run(said)
     assert states(tiny.storage, "tiny") == ["COMPLETE"] * 9
-    samples = f"sqlite:///{tiny.folder}/work/samples.db"
+    samples = f"sqlite:///{tiny.folder}/runs/samples.db"
     for number in (1, 2):
         assert len(states(samples, f"learning.6-queries.{number}")) == 4
     trainings = [line for line in said.lines if "over all" in line]
-    assert len(list((tiny.folder / "work" / "lora").glob("*/adapter"))) == 3
+    assert len(list((tiny.folder / "runs" / "lora").glob("*/adapter"))) == 3
     assert len(trainings) == 3
     scores = outcome.scores["made"]
     assert list(scores) == [
@@ -138,7 +138,7 @@ def test_the_whole_comparison(tiny: TinyStudy) -> None:
     assert made.run(again).to_dict() == outcome.to_dict()
     assert [line.partition(":")[0] for line in again.lines] == ["test"]
     assert len(readings(tiny)) == n_readings
-    assert json.loads((tiny.folder / "work" / "result.json").read_text()) == json.loads(json.dumps(outcome.to_dict()))
+    assert json.loads((tiny.folder / "runs" / "result.json").read_text()) == json.loads(json.dumps(outcome.to_dict()))
 
 
 def test_the_test_split_is_read_once_for_each_model_and_recorded(finished: tuple[TinyStudy, Outcome]) -> None:
@@ -221,13 +221,13 @@ def test_killed_and_started_again_it_comes_to_the_same(tiny: TinyStudy, tmp_path
 
 def arguments(tiny: TinyStudy) -> list[str]:
     given = [str(word) for option in OPTIONS.items() for word in option]
-    return ["protocol", "limited-data", str(tiny.file), "--work", str(tiny.folder / "work"), *given]
+    return ["protocol", "limited-data", str(tiny.file), "--work", str(tiny.folder / "runs"), *given]
 
 
 def test_the_plan_comes_first_and_the_tables_last(tiny: TinyStudy) -> None:
     plan = mergesearch(*arguments(tiny), "--plan")
     assert plan.code == 0, plan.err
-    assert not (tiny.folder / "work").exists()
+    assert not (tiny.folder / "runs").exists()
     assert "tiny: trials on all dev queries" in plan.out
     answer = mergesearch(*arguments(tiny), "--rule", "highest", "--rule", "advised")
     assert answer.code == 0, answer.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from mergesearch.workers.pool import Outcome, ScreeningTask, Task, WorkerPool
 from mergesearch.workers.ray_pool import RayPool
 from tests.commands import PATIENCE_SECONDS, Command
 from tests.controller_toys import Diary
+from tests.processes import environment, gone, is_loopback, listening, stop
 from tests.tiny_models import make_variant
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
@@ -109,41 +109,6 @@ def evaluate(pool: WorkerPool, wanted: list[MergeRecipe]) -> dict[int, Outcome]:
     return found
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Waits until they have ended. Ray's agents notice within a minute that whoever started them was killed."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while any(map(alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(alive, processes))
-
-
-def alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):  # and another process with its number is another one
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def environment(process: psutil.Process) -> dict[str, str]:
-    with suppress(psutil.NoSuchProcess):
-        return process.environ()
-    return {}
-
-
-def listening(processes: list[psutil.Process]) -> set[str]:
-    """The addresses that other programs can reach them at."""
-    found: set[str] = set()
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            found |= {c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-    return found
-
-
-def is_loopback(address: str) -> bool:
-    parsed = ipaddress.ip_address(address)
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_loopback
-
-
 class DeadlyPool(WorkerPool):
     """A pool whose worker is killed as soon as it is given one of the `victims` (trial number to times).
 
@@ -180,12 +145,6 @@ class DeadlyPool(WorkerPool):
 
     def close(self) -> None:
         """The pool goes on for others."""
-
-
-def stop(process: psutil.Process) -> None:
-    process.suspend()
-    while process.status() != psutil.STATUS_STOPPED:
-        time.sleep(0.001)
 
 
 def drive(
