@@ -83,6 +83,53 @@ class LengthsEntry(Closed):
     document: int | None = Field(default=None, ge=8)
 
 
+def _kind_shorthand(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class FirstStageEntry(Closed):
+    """Where the candidates of every query come from; keys beside those named here are the kind's own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    kind: str = "bm25"
+    """`bm25`, `run` (a file in TREC's format), `model` (a bi-encoder) or `candidates` (the collection's own lists)."""
+    depth: int = Field(100, ge=1)
+    """Candidates per query, at most."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kind's own options."""
+        return dict(self.model_extra or {})
+
+
+class RerankEntry(Closed):
+    """Re-ranking: the merge scores pairs of a query and a candidate. Without this entry merges are bi-encoders that
+    rank the whole corpus."""
+
+    family: str | None = None
+    """`cross_encoder`, `mono_t5`, `rank_llama`, `query_likelihood`, `yes_no` or `bi_encoder`; by default what the
+    template's files say it is."""
+    first_stage: Annotated[FirstStageEntry, BeforeValidator(_kind_shorthand)] = FirstStageEntry()
+    """A kind's name, or a mapping of `kind`, `depth` and the kind's options."""
+    fusion: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = "tuned"
+    """Share λ of the re-ranker in the weighted sum with the first stage's scores, both scaled to 0 … 1 per query: a
+    number, or `tuned`, the best of 0, .1, …, 1 on the dev queries of every trial, which costs no forward pass."""
+    max_length: int | None = Field(None, ge=8)
+    """Tokens of a pair, special tokens included; what the model's files say by default. `evaluation.max_length` cuts
+    queries and documents before they are paired."""
+    template: str | None = None
+    """Text of a pair around `{query}` and `{document}`, instead of the family's own."""
+    query_template: str | None = None
+    """Text around `{query}`, for families whose tokenizer is given two texts."""
+    document_template: str | None = None
+    """The same, around `{document}`."""
+    instruction: str | None = None
+    """What takes the place of `{instruction}` in the template of `yes_no`."""
+    tokens: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    """The tokens for no and yes, of families that read their logits: `["▁false", "▁true"]`."""
+
+
 class CollectionEntry(Closed):
     """A judged collection; keys beside those named here are its format's own."""
 
@@ -111,6 +158,8 @@ class CollectionEntry(Closed):
     may_lose: float | None = Field(None, ge=0)
     """Guard: no merge is chosen that scores more than this below the template alone on this collection."""
     prompts: PromptsEntry = PromptsEntry()
+    first_stage: Annotated[FirstStageEntry, BeforeValidator(_kind_shorthand)] | None = None
+    """Where this collection's candidates come from, in studies that re-rank; `evaluation.rerank` says it for all."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -131,6 +180,8 @@ class EvaluationEntry(Closed):
 
     collections: list[CollectionEntry] = Field(min_length=1)
     metric: str = "ndcg@10"
+    rerank: RerankEntry | None = None
+    """Merges score pairs of a query and a first stage's candidate."""
     max_length: Annotated[LengthsEntry, BeforeValidator(_length_shorthand)] = LengthsEntry()
     """Tokens per text: one number, or a mapping of `query` and `document`."""
     prompts: PromptsEntry = PromptsEntry()

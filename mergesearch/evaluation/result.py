@@ -84,6 +84,7 @@ class TrialResult:
         stopped_by: the number of that trial.
         embeddings: key of its embeddings in the study's artifact store; empty where none were kept.
         out_of_memory: how often memory ran out on the way; batches were split, or hidden states given up.
+        fusion: of a re-ranker, its share λ in the scores of all collections; None where nothing was fused.
     """
 
     collections: tuple[CollectionScores, ...]
@@ -98,6 +99,7 @@ class TrialResult:
     estimate: float | None = None
     stopped_by: int | None = None
     out_of_memory: int = 0
+    fusion: float | None = None
 
     @property
     def value(self) -> float:

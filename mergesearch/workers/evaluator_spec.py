@@ -10,6 +10,7 @@ from typing import Any
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.formats import get_format, load_collection
 from mergesearch.evaluation.racing import RacingSettings
+from mergesearch.evaluation.rerank_settings import FirstStageSpec, RerankSettings
 from mergesearch.workers.prefix_memory import PrefixSpec
 from mergesearch.workers.residency import Residency
 
@@ -35,6 +36,7 @@ class CollectionSpec:
         choices: by kind the prompts that recipes pick from: tokenised beforehand, so that a trial finds them ready.
         subsample: how many of these queries are scored, and the seed that draws them; None scores all. The corpus, a
             pool too, stays that of all.
+        first_stage: where candidates come from, in studies that re-rank.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CollectionSpec:
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subsample: tuple[int, int] | None = None
+    first_stage: FirstStageSpec = FirstStageSpec()
 
     @property
     def pseudo_queries(self) -> bool:
@@ -75,7 +78,10 @@ class CollectionSpec:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How merges are encoded and scored; see the study file's `evaluation` and `workers`."""
+    """How merges are encoded and scored; see the study file's `evaluation` and `workers`.
+
+    `rerank` says how a re-ranker scores pairs; None where merges are bi-encoders that rank the whole corpus.
+    """
 
     metric: str = "ndcg@10"
     max_query_length: int | None = None
@@ -89,6 +95,7 @@ class EvaluationSettings:
     batch_tokens: int = 2048
     search: str = "torch"
     device: str = "cpu"
+    rerank: RerankSettings | None = None
 
 
 @dataclass(frozen=True)
