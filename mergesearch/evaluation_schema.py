@@ -104,8 +104,10 @@ class FirstStageEntry(Closed):
 
 
 class RerankEntry(Closed):
-    """Re-ranking: the merge scores pairs of a query and a candidate. Without this entry merges are bi-encoders that
-    rank the whole corpus."""
+    """Re-ranking: the merge scores pairs of a query and a candidate.
+
+    Without this entry merges are bi-encoders that rank the whole corpus.
+    """
 
     family: str | None = None
     """`cross_encoder`, `mono_t5`, `rank_llama`, `query_likelihood`, `yes_no` or `bi_encoder`; by default what the

@@ -45,8 +45,9 @@ def fuse(
     present: NDArray[np.bool_],
     shares: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """(1 - λ) · first + λ · re-ranked for every share λ, of normalised scores: ranx's `fuse(norm="min-max",
-    method="wsum")`.
+    """(1 - λ) · first + λ · re-ranked of normalised scores, for every share λ.
+
+    It is ranx's `fuse(norm="min-max", method="wsum")`.
 
     Args:
         first: the first stage's scores [Q, K]; None where it has none (candidate lists), so that the re-ranker decides.

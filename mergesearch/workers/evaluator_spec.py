@@ -51,7 +51,7 @@ class CollectionSpec:
     prompts: Mapping[str, str | None] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subsample: tuple[int, int] | None = None
-    first_stage: FirstStageSpec = FirstStageSpec()
+    first_stage: FirstStageSpec = field(default_factory=FirstStageSpec)
 
     @property
     def pseudo_queries(self) -> bool:
