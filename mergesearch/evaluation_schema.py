@@ -112,7 +112,7 @@ class RerankEntry(Closed):
     family: str | None = None
     """`cross_encoder`, `mono_t5`, `rank_llama`, `query_likelihood`, `yes_no` or `bi_encoder`; by default what the
     template's files say it is."""
-    first_stage: Annotated[FirstStageEntry, BeforeValidator(_kind_shorthand)] = FirstStageEntry()
+    first_stage: Annotated[FirstStageEntry, BeforeValidator(_kind_shorthand)] = FirstStageEntry(depth=100)
     """A kind's name, or a mapping of `kind`, `depth` and the kind's options."""
     fusion: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = "tuned"
     """Share λ of the re-ranker in the weighted sum with the first stage's scores, both scaled to 0 … 1 per query: a

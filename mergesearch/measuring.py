@@ -13,7 +13,7 @@ from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.losses import contrastive_loss, language_model_loss
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 
 OnLoss = Callable[[str, float, float], None]
 """Called with (source, loss in nats, seconds)."""

@@ -38,7 +38,7 @@ def main() -> None:
         found: dict[str, object] = {"failure": failure, "at_fault": outcome.recipe_at_fault}
         if result is not None:
             found |= {"value": result.value, "out_of_memory": result.out_of_memory, "notes": result.notes}
-        return found | {"most_tokens": evaluator.encoder.most_tokens}
+        return found | {"most_tokens": evaluator.model.most_tokens}
 
     # First, so that libraries have what they take once and for all: OpenBLAS ends a process that cannot give it that.
     ample = told(attempt(evaluator, tasks[0], "w"))

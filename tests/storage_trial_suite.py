@@ -108,6 +108,15 @@ class TrialSuite:
             assert (again[0], again[1].value) == (1, stopped.value)
             assert store.study.best_trial.number == 0
 
+    def test_what_a_re_ranker_was_fused_with_comes_back(self, url: str) -> None:
+        with open_store(url) as store:
+            store.finish(begin(store, 0.1, "a"), replace(result(), fusion=0.6))
+            store.finish(begin(store, 0.2, "b"), result())
+        with open_store(url) as store:
+            found = [store.result(number) for number in (0, 1)]
+            assert [r.fusion for r in found if r is not None] == [0.6, None]
+            assert [t.user_attrs.get("fusion") for t in store.trials()] == [0.6, None]
+
     def test_objectives_and_guards_are_optunas_values_and_constraints(self, url: str) -> None:
         """And to everybody here a trial has one value, whichever process reads it."""
         record = replace(RECORD, objectives=("target", "others"), metric="ndcg@10")

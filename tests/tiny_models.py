@@ -1,8 +1,7 @@
-"""Retrievers of a few hundred kilobytes with random weights, made offline in the layouts that people merge.
+"""Retrievers and re-rankers of a few hundred kilobytes with random weights, in the layouts that people merge.
 
-Every folder is complete: config, safetensors, a tokenizer that knows every letter, and the files of
-sentence-transformers (modules, pooling, normalisation, prompts, max length). Equal arguments give equal
-files.
+Every folder is complete: config, safetensors, a tokenizer that knows every letter, and for retrievers the files of
+sentence-transformers (modules, pooling, normalisation, prompts, max length). Equal arguments give equal files.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from tests.tiny_tokenizers import WORDS, bpe, unigram, wordpiece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 
 HIDDEN = 32
 MAX_LENGTH = 64
-
-WORDS = """
-    the of and to in a is for with on as by that from at are be or an this search model merge weight layer
-    query document text graph node edge matrix vector value array function return number path tree sort
-    cell protein health food cancer risk study diet effect treatment patient blood heart vitamin science
-""".split()  # noqa: SIM905 (a list literal would be sixty lines)
-"""Whole words that every tiny tokenizer has beside single characters."""
-
-_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()[]{}<>-_+*/=%&#@$|\\~^`"
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,13 @@ class Kind:
     similarity: str = "cosine"
     prompts: dict[str, str] = field(default_factory=dict)
     padding_side: str = "right"
+    pair: str = ""
+    """Of texts A and B; by default the template twice."""
+    head: str = "auto"
+    """A key of `_HEADS`."""
+    types: bool = False
+    """Whether the tokenizer returns token types."""
+    max_length: int = MAX_LENGTH
 
 
 _BERT = {
@@ -151,7 +150,47 @@ KINDS: dict[str, Kind] = {
 }
 """Every layout by its name; the name is also the config's `model_type`."""
 
-_DEPTH = {"distilbert": "n_layers", "t5": "num_layers"}
+PAIR_LENGTH = 160
+"""What encoders that score pairs read; decoders read longer prompts."""
+_PROMPT_LENGTH = 1024
+_CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
+
+def _reranker(
+    kind: str, template: str, rest: str, head: str = "classification", length: int = PAIR_LENGTH, **changes: Any
+) -> Kind:
+    """A layout of `KINDS` that scores pairs: what follows the first text, and other changes."""
+    shape = KINDS[kind]
+    config = {**shape.config, **({"num_labels": 1} if head == "classification" else {}), **changes.pop("config", {})}
+    if "max_position_embeddings" in config:
+        config["max_position_embeddings"] = length + 2
+    pair = f"{template} {rest}"
+    return replace(shape, template=template, pair=pair, head=head, max_length=length, config=config, **changes)
+
+
+RERANKERS: dict[str, Kind] = {
+    "bert": _reranker("bert", "[CLS] $A [SEP]", "$B:1 [SEP]:1", types=True),
+    "roberta": _reranker("roberta", "<s> $A </s>", "</s> $B </s>"),
+    "xlm-roberta": _reranker("xlm-roberta", "<s> $A </s>", "</s> $B </s>"),
+    "modernbert": _reranker("modernbert", "[CLS] $A [SEP]", "$B [SEP]"),
+    "distilbert": _reranker("distilbert", "[CLS] $A [SEP]", "$B [SEP]"),
+    "t5": _reranker("t5", "$A </s>", "$B </s>", "seq2seq"),
+    "mt5": _reranker(
+        "t5",
+        "$A </s>",
+        "$B </s>",
+        "seq2seq",
+        model_type="mt5",
+        config={"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+    ),
+    "llama": _reranker("llama", "<s> $A", "<s> $B", length=_PROMPT_LENGTH, specials=("<unk>", "<s>", "</s>", "<pad>")),
+    "qwen3": _reranker("qwen3", "$A", "$B", "causal", _PROMPT_LENGTH, specials=_CHAT, tokenizer="bare bpe"),
+}
+"""Layouts of re-rankers by name: their pairs, and the head that they score with unless another is asked for."""
+
+_ANSWERS = ("true", "false", "yes", "no", "relevant", "Query", "Document", "Relevant", "Instruct")
+
+_DEPTH = {"distilbert": "n_layers", "t5": "num_layers", "mt5": "num_layers"}
 
 _HEADS = {
     "auto": "AutoModel",
@@ -197,30 +236,73 @@ def make_tiny(
         max_shard_size: small values give sharded files with an index.
         config: overrides of config entries.
     """
-    shape = KINDS[kind]
-    made = make_tokenizer(kind, words)
-    settings = {
-        **_special_ids(made),
-        **shape.config,
-        "vocab_size": len(made),
-        _DEPTH.get(kind, "num_hidden_layers"): n_layers,
-        **(config or {}),
-    }
-    model_config = AutoConfig.for_model(shape.model_type, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if (kind, head) == ("t5", "auto"):
-            model = transformers.T5EncoderModel(model_config)
-        else:
-            model = getattr(transformers, _HEADS[head]).from_config(model_config)
-        _randomise(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    shape = replace(KINDS[kind], head=head)
+    made = _tokenizer(shape, words)
+    _random_model(shape, made, seed, n_layers, config or {}).to(dtype).save_pretrained(
+        folder, max_shard_size=max_shard_size
+    )
     if tokenizer:
         made.save_pretrained(folder)
     if sentence_transformers:
         write_sentence_transformers_files(kind, folder)
     return folder
+
+
+def tiny_reranker(
+    kind: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    n_layers: int = 4,
+    head: str | None = None,
+    words: Sequence[str] = (*WORDS, *_ANSWERS),
+    dtype: torch.dtype = torch.float32,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """Write a re-ranker of layout `kind` (a key of `RERANKERS`) with random weights to `folder`, and return `folder`.
+
+    It is a model of transformers with its tokenizer, which makes pairs as the layout's models do; no file of
+    sentence-transformers. Classification heads have one label unless `config` says `num_labels`.
+
+    Args:
+        kind: the layout.
+        folder: is made if missing.
+        seed: of the weights; config and tokenizer do not depend on it.
+        n_layers: transformer blocks, of encoder-decoders in each half unless `config` says `num_decoder_layers`.
+        head: as in `make_tiny`, so that a base ("auto") or a domain model ("mlm") of the same layout can be made too;
+            None for the layout's own.
+        words: what the tokenizer knows beside characters.
+        dtype: of the stored weights.
+        config: overrides of config entries.
+    """
+    shape = RERANKERS[kind]
+    shape = replace(shape, head=head or shape.head)
+    made = _tokenizer(shape, words)
+    _random_model(shape, made, seed, n_layers, config or {}).to(dtype).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def _random_model(
+    shape: Kind, tokenizer: PreTrainedTokenizerFast, seed: int, n_layers: int, config: dict[str, Any]
+) -> transformers.PreTrainedModel:
+    settings = {
+        **_special_ids(tokenizer),
+        **shape.config,
+        "vocab_size": len(tokenizer),
+        _DEPTH.get(shape.model_type, "num_hidden_layers"): n_layers,
+        **config,
+    }
+    model_config = AutoConfig.for_model(shape.model_type, **settings)
+    encoders = {"t5": transformers.T5EncoderModel, "mt5": transformers.MT5EncoderModel}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if shape.head == "auto" and shape.model_type in encoders:
+            model = encoders[shape.model_type](model_config)
+        else:
+            model = getattr(transformers, _HEADS[shape.head]).from_config(model_config)
+        _randomise(model)
+    return model
 
 
 def tiny_models(root: Path, n_layers: int) -> Callable[[str], Path]:
@@ -244,20 +326,25 @@ def make_variant(origin: Path, folder: Path, *, seed: int, scale: float = 0.1) -
 
 def make_tokenizer(kind: str, words: Sequence[str] = tuple(WORDS)) -> PreTrainedTokenizerFast:
     """A tokenizer of the layout's type, with single characters, `words` and the layout's special tokens."""
-    shape = KINDS[kind]
-    pieces = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[shape.tokenizer]
-    made = pieces(shape.specials, words)
+    return _tokenizer(KINDS[kind], words)
+
+
+def _tokenizer(shape: Kind, words: Sequence[str]) -> PreTrainedTokenizerFast:
+    pieces = {"wordpiece": wordpiece, "bpe": bpe, "bare bpe": partial(bpe, bare=("yes", "no")), "unigram": unigram}
+    made = pieces[shape.tokenizer](shape.specials, words)
     used = [token for token in shape.specials if token in shape.template]
     made.post_processor = processors.TemplateProcessing(
         single=shape.template,
-        pair=f"{shape.template} {shape.template.replace('$A', '$B')}",
+        pair=shape.pair or f"{shape.template} {shape.template.replace('$A', '$B')}",
         special_tokens=[(token, made.token_to_id(token)) for token in used],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
-        model_max_length=MAX_LENGTH,
+        model_max_length=shape.max_length,
         padding_side=shape.padding_side,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", *(["token_type_ids"] if shape.types else []), "attention_mask"],
+        extra_special_tokens=[token for token in shape.specials if token in _CHAT[1:]],
         **_special_names(shape),
     )
 
@@ -309,7 +396,7 @@ def _special_names(shape: Kind) -> dict[str, str]:
         "sep_token": ("[SEP]",),
         "mask_token": ("[MASK]", "<mask>"),
         "bos_token": ("<s>", "<bos>"),
-        "eos_token": ("</s>", "<eos>", "<|endoftext|>"),
+        "eos_token": ("</s>", "<eos>", "<|im_end|>", "<|endoftext|>"),
     }
     names = {}
     for role, candidates in by_role.items():
@@ -323,50 +410,6 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """The config entries that must agree with the tokenizer; padding shifts RoBERTa's positions."""
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos", "cls", "sep")}
     return {name: number for name, number in ids.items() if number is not None}
-
-
-def _wordpiece(specials: Sequence[str], words: Sequence[str]) -> Tokenizer:
-    lower = [c for c in _CHARACTERS if not c.isupper()]
-    pieces = [
-        *specials,
-        *lower,
-        *(f"##{c}" for c in lower),
-        *words,
-        *(f"##{w}" for w in ("ing", "ed", "s", "tion")),
-    ]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece(prefix="##")
-    return made
-
-
-def _bpe(specials: Sequence[str], words: Sequence[str]) -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces, merges = [*specials, *alphabet], []
-    for word in words:
-        left = "Ġ"
-        for character in word:
-            merges.append((left, character))
-            left += character
-            pieces.append(left)
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    made = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges))))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = decoders.ByteLevel()
-    return made
-
-
-def _unigram(specials: Sequence[str], words: Sequence[str]) -> Tokenizer:
-    scored = [(token, 0.0) for token in specials]
-    scored += [(f"▁{word}", -3.0) for word in dict.fromkeys(words) if len(word) > 1]
-    scored += [("▁", -4.0), *((c, -8.0) for c in _CHARACTERS)]
-    made = Tokenizer(models.Unigram(scored, unk_id=list(specials).index("<unk>"), byte_fallback=False))
-    made.normalizer = normalizers.NFKC()
-    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    return made
 
 
 def _write_json(path: Path, content: object) -> None:

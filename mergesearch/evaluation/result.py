@@ -15,6 +15,8 @@ GPU_SECONDS_ATTR = "gpu_seconds"
 """Attribute of a recorded trial: how long workers were held for it, times their GPUs (at least one)."""
 IMPORTED_ATTR = "imported"
 """Attribute of a recorded trial that another study evaluated: which trial of which study. Nothing was spent on it."""
+FUSION_ATTR = "fusion"
+"""Attribute of a recorded trial of a re-ranker: `TrialResult.fusion`."""
 ESTIMATE_ATTR = "estimate"
 """Attribute of a recorded trial that was stopped: `TrialResult.estimate`. Its running mean is over the first queries
 and fewer documents, so it compares with no value; strategies learn from the estimate instead."""

@@ -33,8 +33,9 @@ from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
 from mergesearch.study_recipes import UNIFORM_AVERAGE, Prompts
-from mergesearch.workers.evaluator import TrialEvaluator, build_retrieval, open_with
+from mergesearch.workers.evaluator import TrialEvaluator
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
+from mergesearch.workers.opening import build_pipeline, open_with
 
 COMMAND, OF_A_FOLDER = "evaluate", "evaluate folder"
 """What readings of a test split are recorded under: the study's models, or a single folder."""
@@ -169,9 +170,9 @@ def evaluate_study(
     recipes[f"{CHOSEN}{choice.number})"] = chosen
     specs = _specs(study, split)
     evaluator = TrialEvaluator(replace(beside.unmerged_spec(), collections=specs, racing=None))
-    evaluator.retrieval.depth = max(evaluator.retrieval.depth, reported.depth)
+    evaluator.pipeline.depth = max(evaluator.pipeline.depth, reported.depth)
     scored, weights = _score(evaluator, recipes, progress)
-    collections = [p.source.collection for p in evaluator.retrieval.collections]
+    collections = [p.source.collection for p in evaluator.pipeline.collections]
     qrels = {c.name: c.qrels for c in collections}
     models = tuple(_model(label, result, qrels, reported) for label, result in scored.items())
     if split == "dev":
@@ -232,7 +233,7 @@ def evaluate_folder(
     trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
     encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
     specs = tuple(replace(c, prompts=_of_folder(c, encoder)) for c in specs)
-    retrieval = build_retrieval(encoder, specs, settings)
+    retrieval = build_pipeline(encoder, specs, settings)
     retrieval.depth = max(retrieval.depth, reported.depth)
     result = retrieval.evaluate(progress, keep_runs=True)
     label = folder.resolve().name
@@ -277,7 +278,7 @@ def _score(
     scored: dict[str, TrialResult] = {}
     weights: dict[str, str] = {}
     known: dict[str, TrialResult] = {}
-    n_batches = evaluator.retrieval.n_batches
+    n_batches = evaluator.pipeline.n_batches
 
     for i, (label, recipe) in enumerate(recipes.items()):
 

@@ -32,8 +32,8 @@ from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.saved import EMBEDDING_TOLERANCE, check_libraries, open_saved, unusable_is_an_export_error
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import build_retrieval, open_merger
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluatorSpec
+from mergesearch.workers.opening import build_pipeline, open_merger
 
 __all__ = ["EMBEDDING_TOLERANCE", "RECIPE_FILE", "SCORE_TOLERANCE", "Exported", "check_room", "export_merge"]
 
@@ -189,7 +189,7 @@ def _check_saved(
         Dev scores of the saved files, and what they were loaded as.
     """
     encoder = open_saved(folder, spec, fingerprint)
-    retrieval = build_retrieval(encoder, spec.collections, spec.evaluation)
+    retrieval = build_pipeline(encoder, spec.collections, spec.evaluation)
     scores = retrieval.evaluate(progress)
     if not abs(scores.value - recorded.value) <= SCORE_TOLERANCE:
         raise ExportError(

@@ -19,8 +19,8 @@ from mergesearch.results.saved import check_libraries, open_saved, unusable_is_a
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.layout import read_layout
 from mergesearch.versions import versions
-from mergesearch.workers.evaluator import open_merger
 from mergesearch.workers.evaluator_spec import EvaluatorSpec
+from mergesearch.workers.opening import open_merger
 
 _TEXTS = [["graph search", "the protein diet of a patient with cancer", "merge", "How do vitamins work?"]]
 """What the saved model is tried on: any text does."""

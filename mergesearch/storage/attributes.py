@@ -9,7 +9,7 @@ from typing import Any
 
 from mergesearch.errors import StorageError
 from mergesearch.evaluation.objectives import EXCESS_ATTR, OBJECTIVES_ATTR, VALUE_ATTR, Judgement
-from mergesearch.evaluation.result import ESTIMATE_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
+from mergesearch.evaluation.result import ESTIMATE_ATTR, FUSION_ATTR, GPU_SECONDS_ATTR, QUERIES_ATTR, TrialResult
 from mergesearch.storage.engine import redact_urls
 
 MOST_CHARACTERS = 4_000
@@ -45,6 +45,8 @@ def costs(result: TrialResult) -> dict[str, Any]:
     if result.estimate is not None:
         attributes[ESTIMATE_ATTR] = result.estimate
         attributes["stopped_by"] = result.stopped_by
+    if result.fusion is not None:
+        attributes[FUSION_ATTR] = result.fusion
     if result.out_of_memory:
         attributes["out_of_memory"] = result.out_of_memory
     if result.notes:

@@ -254,6 +254,7 @@ class StudyDriver(StudyReader):
             row.tokens, row.worker, row.notes = int(result.tokens), result.worker, list(result.notes)
             row.layer_tokens, row.embeddings = int(result.layer_tokens), result.embeddings or None
             row.looks, row.estimate, row.stopped_by = looks or None, result.estimate, result.stopped_by
+            row.fusion = result.fusion
             for position, (column, given) in enumerate(zip(columns, result.collections, strict=True)):
                 packed = scores.pack_looks(given.looks)
                 session.add(ScoreRow(trial_id=row.id, position=position, looks=packed, **column))

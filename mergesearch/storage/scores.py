@@ -103,6 +103,7 @@ class QuerySets:
             embeddings=trial.embeddings or "",
             estimate=trial.estimate,
             stopped_by=trial.stopped_by,
+            fusion=trial.fusion,
         )
 
 

@@ -174,6 +174,7 @@ class TrialRow(Base):
     estimate: Mapped[float | None] = mapped_column(sa.Double)
     stopped_by: Mapped[int | None]
     embeddings: Mapped[str | None] = mapped_column(sa.String(64))
+    fusion: Mapped[float | None] = mapped_column(sa.Double)
     created_at: Mapped[datetime] = _now()
     finished_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
 

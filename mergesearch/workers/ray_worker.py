@@ -56,7 +56,7 @@ class RayWorker:
         """What became of the task."""
         assert self._evaluator is not None
         assert self._metrics is not None
-        started, reuse = time.perf_counter(), self._evaluator.encoder.reuse
+        started, reuse = time.perf_counter(), self._evaluator.model.reuse
         hits, misses = (reuse.hits, reuse.misses) if reuse else (0, 0)
         outcome = attempt(self._evaluator, task, worker)
         seconds = time.perf_counter() - started

@@ -35,8 +35,8 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.resolving import load_study
 from mergesearch.results.distance import Distances
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import open_merger
 from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluatorSpec
+from mergesearch.workers.opening import open_merger
 
 INDEX = "bank.json"
 CONSOLE = Console(soft_wrap=True, highlight=False)

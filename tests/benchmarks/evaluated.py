@@ -43,7 +43,7 @@ class Evaluated(WorkerPool):
     @property
     def prepared(self) -> tuple[PreparedCollection, ...]:
         """The collections that merges are scored on."""
-        return tuple(self._evaluator.retrieval.collections)
+        return tuple(self._evaluator.pipeline.collections)
 
     def submit(self, task: Task | ScreeningTask, worker: str | None = None) -> str:
         self._task = task

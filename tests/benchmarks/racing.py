@@ -43,7 +43,7 @@ from mergesearch.evaluation.racing import RacingSettings, Rival, judge
 from mergesearch.evaluation.tokens import TokenPlan
 from mergesearch.resolving import load_study
 from mergesearch.study import Study as LoadedStudy
-from mergesearch.workers.evaluator import open_with
+from mergesearch.workers.opening import open_with
 from tests.benchmarks.racing_pool import random_points
 
 

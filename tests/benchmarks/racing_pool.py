@@ -49,7 +49,7 @@ def main() -> None:
     listed = {"anchors": anchors, "params": [None] * anchors + points, "fingerprints": [r.fingerprint for r in recipes]}
     (args.cache / "recipes.json").write_text(json.dumps(listed), encoding="utf-8")
     evaluator = TrialEvaluator(study.evaluator_spec())
-    print(f"{evaluator.retrieval.n_tokens} tokens per merge", flush=True)
+    print(f"{evaluator.pipeline.n_tokens} tokens per merge", flush=True)
     for number, recipe in enumerate(recipes):
         file = args.cache / f"{recipe.fingerprint}.npz"
         if file.exists():
@@ -57,10 +57,10 @@ def main() -> None:
         started = time.perf_counter()
         evaluator.merger.apply(recipe)
         arrays = {}
-        for prepared in evaluator.retrieval.collections:
+        for prepared in evaluator.pipeline.collections:
             name = prepared.source.collection.name
-            arrays[f"{name}/queries"] = evaluator.encoder.encode(prepared.queries).cpu().numpy()
-            arrays[f"{name}/documents"] = evaluator.encoder.encode(prepared.documents).cpu().numpy()
+            arrays[f"{name}/queries"] = evaluator.model.encode(prepared.queries).cpu().numpy()
+            arrays[f"{name}/documents"] = evaluator.model.encode(prepared.documents).cpu().numpy()
         with file.with_suffix(".part").open("wb") as out:
             np.savez(out, **arrays)
         file.with_suffix(".part").rename(file)

@@ -72,16 +72,16 @@ class Side:
 
     def __init__(self, study: Study) -> None:
         self.evaluator = TrialEvaluator(study.evaluator_spec())
-        encoder = self.encoder = self.evaluator.encoder
-        prepared = self.evaluator.retrieval.collections
+        encoder = self.encoder = self.evaluator.model
+        prepared = self.evaluator.pipeline.collections
         self.plans = [plan for collection in prepared for plan in (collection.queries, collection.documents)]
         self.recipes = _recipes(study)
         self.inputs = [features for plan in self.plans for features in encoder.inputs(plan, plan.batches)]
         tokens = self.evaluator.spec.evaluation.batch_tokens
         self.products, self.product_flops = _products(encoder, tokens)
         self.flops = sum(_flops(encoder, len(b), int(p.lengths[b].max())) for p in self.plans for b in p.batches)
-        self.tokens = self.evaluator.retrieval.n_tokens
-        self.useful = self.tokens / self.evaluator.retrieval.n_padded_tokens
+        self.tokens = self.evaluator.pipeline.n_tokens
+        self.useful = self.tokens / self.evaluator.pipeline.n_padded_tokens
         self.scores: np.ndarray | None = None
         self.seconds: dict[str, list[float]] = {"trial": [], "forward": [], "products": []}
         self.cpu_seconds: dict[str, list[float]] = {name: [] for name in self.seconds}

@@ -15,7 +15,7 @@ from mergesearch.cli import cli
 from mergesearch.sources.adapter import open_source
 from mergesearch.training.adapters import AdapterSettings
 from mergesearch.training.knowledge import KnowledgeSettings, train_knowledge_adapter
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, make_beir
 

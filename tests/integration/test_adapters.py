@@ -16,7 +16,7 @@ from mergesearch.errors import ExportError, StudyFileError
 from mergesearch.listener import Listener
 from mergesearch.memory_planning import memory_plan
 from mergesearch.results.export import RECIPE_FILE
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_adapters import ALPHA, RANK, make_adapter, write_config
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 

@@ -21,7 +21,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results import export, model_files
 from mergesearch.results.export import EMBEDDING_TOLERANCE, RECIPE_FILE, Exported
 from mergesearch.results.mergekit.writing import CONFIG_FILE
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import HIDDEN, make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, make_study
 

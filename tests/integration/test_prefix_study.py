@@ -69,7 +69,7 @@ def test_a_grid_runs_a_share_of_the_layers(
     study = load_study(tiny.file)
     evaluator = TrialEvaluator(study.evaluator_spec())
     points = len(grid) ** segments
-    plain = n_layers * evaluator.retrieval.n_tokens * points
+    plain = n_layers * evaluator.pipeline.n_tokens * points
     summary, trials = run(study, tiny.storage)
     assert summary.evaluated == points
     assert layers(trials) <= target * plain
@@ -137,9 +137,9 @@ def test_scores_are_the_same_to_the_bit(tmp_path: Path, kind: str, changes: dict
     study = load_study(tiny.file)
     reusing = TrialEvaluator(study.evaluator_spec())
     plain = TrialEvaluator(replace(study.evaluator_spec(), prefix=type(study.evaluator_spec().prefix)()))
-    assert reusing.encoder.reuse is not None
-    assert reusing.encoder.reuse.boundaries == (1, 3)
-    assert plain.encoder.reuse is None
+    assert reusing.model.reuse is not None
+    assert reusing.model.reuse.boundaries == (1, 3)
+    assert plain.model.reuse is None
     points = list(study.space.grid())
     run = []
     for index in (0, 1, -1, 0, 1, 40, 41, -2, 1):
@@ -171,10 +171,10 @@ def test_memory_for_states_is_planned_and_what_is_granted_is_refused_where_it_is
     for params in study.space.grid():
         evaluator.evaluate(study.recipe(params))
     plan = check_memory(study)
-    reuse = evaluator.encoder.reuse
+    reuse = evaluator.model.reuse
     assert reuse is not None
     held, _ = reuse.cache.n_bytes
-    assert held == evaluator.retrieval.n_padded_tokens * 32 * 4
+    assert held == evaluator.pipeline.n_padded_tokens * 32 * 4
     assert held <= plan.prefixes <= 1.1 * held
     assert plan.boundaries == list(reuse.boundaries) == [1]
     rows = dict(make_plan(study).tables()[-1][2])

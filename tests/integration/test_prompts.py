@@ -79,7 +79,7 @@ def test_documents_are_not_run_again_behind_another_query_prompt(finished: tuple
     """The grid goes on with the merge at hand: only the queries' tokens go through the layers."""
     study, store = finished
     evaluator = TrialEvaluator(study.evaluator_spec())
-    layers, documents = study.layout.n_layers, evaluator.retrieval.collections[0].documents.n_tokens
+    layers, documents = study.layout.n_layers, evaluator.pipeline.collections[0].documents.n_tokens
     runs = [t.user_attrs["layer_tokens"] for t in store.trials() if "anchor" not in t.user_attrs]
     assert sum(run < layers * documents for run in runs) >= 4
 

@@ -73,9 +73,9 @@ def test_weights_and_model_are_not_loaded_again(files: dict[str, Path]) -> None:
     pool = workers.serve(load_study(files["grid"]))
     assert isinstance(pool, LocalPool)
     assert pool._evaluator is not None
-    loaded = (pool._evaluator.encoder, pool._evaluator.merger)
+    loaded = (pool._evaluator.model, pool._evaluator.merger)
     assert workers.serve(load_study(files["sphere"])) is pool
-    assert (pool._evaluator.encoder, pool._evaluator.merger) == loaded
+    assert (pool._evaluator.model, pool._evaluator.merger) == loaded
     assert workers.serve(load_study(files["turned"])) is not pool
     workers.close()
     assert pool._evaluator is None

@@ -21,7 +21,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results.mergekit.filters import choose, write_filters
 from mergesearch.results.mergekit.writing import ROUNDED, TO_THE_BIT, Configuration, mergekit_config
 from mergesearch.study import Study
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import make_tiny, make_variant
 from tests.tiny_studies import TinyStudy, make_study
 

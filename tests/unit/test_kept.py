@@ -26,7 +26,7 @@ def test_what_is_ranked_high_and_what_is_judged_is_kept_once(
     tiny = make_study(tmp_path / "study").change("search", "racing", to=racing)
     make_beir(tiny.folder / "large", n_queries=20, n_documents=120, seed=4)
     tiny.change("evaluation", to={"metric": "ndcg@3", "collections": [{"name": "large", "folder": "large"}]})
-    retrieval = TrialEvaluator(load_study(tiny.file).evaluator_spec()).retrieval
+    retrieval = TrialEvaluator(load_study(tiny.file).evaluator_spec()).pipeline
     keeper = Keeper(retrieval.collections)
     (scores,) = retrieval.evaluate(keep_runs=True, keeper=keeper).collections
     (found,) = keeper.result().collections

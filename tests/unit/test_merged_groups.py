@@ -16,7 +16,7 @@ from mergesearch.errors import StudyFileError
 from mergesearch.memory_planning import memory_plan
 from mergesearch.sources.alignment import align
 from mergesearch.sources.vocabulary import read_vocabulary
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import KINDS, WORDS, make_tiny, make_tokenizer
 from tests.tiny_studies import TinyStudy, make_study
 

@@ -87,7 +87,7 @@ def test_a_merge_without_memory_fails_and_nobody_is_to_blame(tiny: TinyStudy, mo
 def test_a_text_that_does_not_fit_is_not_the_recipes_fault(tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(tiny.file)
     evaluator = TrialEvaluator(study.evaluator_spec())
-    monkeypatch.setattr(evaluator.encoder.model, "forward", too_much)
+    monkeypatch.setattr(evaluator.model.model, "forward", too_much)
     failed = attempt(evaluator, Task(0, study.recipe({d.name: 0.5 for d in study.space.dimensions})), "w")
     assert failed.failure is not None
     assert "a single text of" in failed.failure
@@ -98,7 +98,7 @@ def test_hidden_states_make_room_for_the_search(tiny: TinyStudy, monkeypatch: py
     tiny.change("search", "strategy", to={"name": "grid"})
     study = load_study(tiny.file)
     evaluator = TrialEvaluator(replace(study.evaluator_spec(), racing=None))
-    reuse = evaluator.encoder.reuse
+    reuse = evaluator.model.reuse
     assert reuse is not None
     recipes = [study.recipe(point) for point in study.space.grid()]
     expected = [evaluator.evaluate(recipe).value for recipe in recipes[:2]]

@@ -203,7 +203,7 @@ def test_prompts_in_turn_give_the_scores_of_each_alone(tiny: TinyStudy, racing: 
     """With and without looks; and documents are planned once whatever stands before queries."""
     study = load_study(tiny.file)
     evaluator = TrialEvaluator(study.evaluator_spec())
-    encoder, collection = evaluator.encoder, study.collections[0]
+    encoder, collection = evaluator.model, study.collections[0]
 
     def made(**prompts: Any) -> RetrievalEvaluator:
         weighted = [WeightedCollection(collection, **prompts)]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from mergesearch.merging import METHODS, MergeMethod
 from mergesearch.recipe import GroupRecipe, MergeRecipe, SourceRef
 from mergesearch.sources.layout import read_layout
-from mergesearch.workers.evaluator import open_merger
 from mergesearch.workers.evaluator_spec import EvaluationSettings, EvaluatorSpec
+from mergesearch.workers.opening import open_merger
 from mergesearch.workers.residency import Residency
 from tests.conformance.merging import typical
 from tests.tiny_models import make_tiny, make_variant

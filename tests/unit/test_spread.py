@@ -74,8 +74,8 @@ def test_a_study_scores_the_same_on_several_devices(tmp_path: Path) -> None:
     study = load_study(make_study(tmp_path).change("search", "strategy", to={"name": "grid"}).file)
     spec = study.evaluator_spec()
     one, several = TrialEvaluator(spec), TrialEvaluator(replace(spec, gpus=2))
-    assert one.encoder.reuse is not None
-    assert several.encoder.reuse is None  # states of one device are of no use on another
+    assert one.model.reuse is not None
+    assert several.model.reuse is None  # states of one device are of no use on another
     for point in list(study.space.grid())[:4]:
         recipe = study.recipe(point)
         assert several.evaluate(recipe).value == one.evaluate(recipe).value

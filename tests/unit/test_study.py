@@ -12,7 +12,7 @@ from mergesearch.merging import METHODS
 from mergesearch.resolving import load_study
 from mergesearch.study import Study
 from mergesearch.study_inputs import encoding_files
-from mergesearch.workers.evaluator import open_merger
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from mergesearch.errors import CollectionError, MergeError, SourceError
 from mergesearch.resolving import load_study
-from mergesearch.workers import evaluator
-from mergesearch.workers.evaluator import TrialEvaluator, open_merger
+from mergesearch.workers import opening
+from mergesearch.workers.evaluator import TrialEvaluator
+from mergesearch.workers.opening import open_merger
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_study
 
@@ -32,9 +33,9 @@ def test_tokens_of_large_corpora_are_on_disk_and_leave_nothing_behind(
     recipe = study.recipe(next(study.space.grid()))
     monkeypatch.setenv("MERGESEARCH_CACHE", str(tmp_path / "cache"))
     small = TrialEvaluator(study.evaluator_spec())
-    monkeypatch.setattr(evaluator, "LARGE_CORPUS", 29)
+    monkeypatch.setattr(opening, "LARGE_CORPUS", 29)
     large = TrialEvaluator(study.evaluator_spec())
-    mapped = [isinstance(e.retrieval.collections[0].documents.ids, np.memmap) for e in (small, large)]
+    mapped = [isinstance(e.pipeline.collections[0].documents.ids, np.memmap) for e in (small, large)]
     assert mapped == [False, True]
     assert list((tmp_path / "cache").iterdir()) == []
     assert large.evaluate(recipe).value == small.evaluate(recipe).value
@@ -46,7 +47,7 @@ def test_a_large_corpus_without_a_place_for_its_tokens_says_so(
     (tmp_path / "file").touch()
     spec = load_study(tiny.file).evaluator_spec()
     monkeypatch.setenv("MERGESEARCH_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(evaluator, "LARGE_CORPUS", 29)
+    monkeypatch.setattr(opening, "LARGE_CORPUS", 29)
     with pytest.raises(CollectionError, match="MERGESEARCH_CACHE"):
         TrialEvaluator(spec)
 

@@ -50,9 +50,9 @@ def test_names_and_labels_are_prometheus_words_and_no_name_is_used_twice() -> No
 def test_readings_of_trials_add_up_to_their_results(study: Study) -> None:
     evaluator = TrialEvaluator(study.evaluator_spec())
     assert evaluator.spec.study == "tiny"
-    reuse = evaluator.encoder.reuse
+    reuse = evaluator.model.reuse
     assert reuse is not None
-    batches = sum(len(plan.batches) for c in evaluator.retrieval.collections for plan in (c.queries, c.documents))
+    batches = sum(len(plan.batches) for c in evaluator.pipeline.collections for plan in (c.queries, c.documents))
     found: list[Reading] = []
     outcomes = []
     for number, point in enumerate(list(study.space.grid())[:4]):

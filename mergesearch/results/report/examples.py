@@ -74,8 +74,8 @@ class _Worker:
     def rank(self, recipe: MergeRecipe) -> tuple[CollectionScores, ...]:
         if self._evaluator is None:
             self._evaluator = TrialEvaluator(replace(self._study.unmerged_spec(), racing=None))
-            self._evaluator.retrieval.depth = max(self._evaluator.retrieval.depth, TOP)
-        batches, before = self._evaluator.retrieval.n_batches, self._done
+            self._evaluator.pipeline.depth = max(self._evaluator.pipeline.depth, TOP)
+        batches, before = self._evaluator.pipeline.n_batches, self._done
 
         def on_batch(done: int, _: int) -> None:
             if self._progress is not None:
