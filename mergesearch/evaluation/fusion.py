@@ -8,11 +8,14 @@ Notation: Q queries, K candidates of a query, L shares.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))
@@ -82,3 +85,19 @@ def order(fused: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.i
     by_score = np.argsort(-np.take_along_axis(scores, by_id, axis=-1), axis=-1, kind="stable")
     columns: NDArray[np.int64] = np.take_along_axis(by_id, by_score, axis=-1)
     return columns
+
+
+def best_share(scores: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.intp]:
+    """Which share gives the highest value, the weighted mean of the collections' means: the first of equals.
+
+    Args:
+        scores: of every collection per query, with every share, [L, ..., Q].
+        weights: of the collections.
+
+    Returns:
+        Positions among the L shares, [...].
+    """
+    weighted = np.stack([weight * found.mean(axis=-1) for weight, found in zip(weights, scores, strict=True)])
+    # Summed exactly, so that equal values are equal whatever the order of the collections.
+    best: NDArray[np.intp] = np.apply_along_axis(math.fsum, 0, weighted).argmax(axis=0)
+    return best

@@ -25,7 +25,6 @@ from mergesearch.evaluation import fusion
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import Metric, parse_metric
 from mergesearch.evaluation.rerank_settings import Fusion
-from mergesearch.evaluation.resampling import plain_weights
 from mergesearch.surrogate.ranks import judgements_of, score_columns
 
 Array = NDArray[np.float64]
@@ -161,9 +160,9 @@ class PairBank:
         scores_CQ = np.empty((len(weights), sum(self.sizes)))
         for start in range(0, len(weights), block):
             part = weights[start : start + block]
-            tried_LCQ = np.concatenate([self._scores(pairs, part, measured) for pairs in self.collections], axis=2)
-            best_C = (tried_LCQ @ plain_weights(self.sizes, self.shares)).argmax(axis=0)
-            scores_CQ[start : start + block] = tried_LCQ[best_C, np.arange(len(part))]
+            tried = [self._scores(pairs, part, measured) for pairs in self.collections]
+            best_C, rows_C = fusion.best_share(tried, self.shares), np.arange(len(part))
+            scores_CQ[start : start + block] = np.concatenate([found[best_C, rows_C] for found in tried], axis=1)
         return scores_CQ
 
     def _scores(self, pairs: CollectionPairs, weights_Cn: Array, metric: Metric) -> Array:
