@@ -23,6 +23,9 @@ SHARES = tuple(round(0.1 * i, 1) for i in range(11))
 _LEAST_RANGE = 1e-9
 """Scores that differ by less are equal: they become 0, as in ranx."""
 
+_DIGITS = 12
+"""Values that agree in so many digits are equal."""
+
 
 def normalise(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Scores of every query scaled to 0 … 1 over the candidates that are there; 0 elsewhere.
@@ -97,7 +100,8 @@ def best_share(scores: Sequence[NDArray[np.float64]], weights: Sequence[float]) 
     Returns:
         Positions among the L shares, [...].
     """
-    weighted = np.stack([weight * found.mean(axis=-1) for weight, found in zip(weights, scores, strict=True)])
-    # Summed exactly, so that equal values are equal whatever the order of the collections.
-    best: NDArray[np.intp] = np.apply_along_axis(math.fsum, 0, weighted).argmax(axis=0)
+    total = math.fsum(weights)
+    values = sum(weight / total * found.mean(axis=-1) for weight, found in zip(weights, scores, strict=True))
+    # What differs by the rounding of sums is equal, in whatever order and company queries are scored.
+    best: NDArray[np.intp] = np.round(values, _DIGITS).argmax(axis=0)
     return best

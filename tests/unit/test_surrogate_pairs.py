@@ -90,18 +90,20 @@ def test_curved_logits_are_predicted_closely() -> None:
     assert np.corrcoef(found, true)[0, 1] > 0.99
 
 
-def test_one_share_serves_all_collections_and_the_value_decides_it() -> None:
-    """Also a collection whose first stage gives no scores, which the share says nothing about."""
+@pytest.mark.parametrize("metric", ["map@5", "precision@2"])
+def test_one_share_serves_all_collections_and_the_value_decides_it(metric: str) -> None:
+    """Also a collection whose first stage gives no scores, which the share says nothing about; of equals, as a coarse
+    metric has many, the smallest is taken."""
     toys = [ToyPairs(seed=1), ToyPairs(seed=2, n_queries=5), ToyPairs(seed=3, scored=False)]
     weights = np.random.default_rng(1).normal(size=(20, 5))
     bank = bank_of(toys, "tuned", weights=(1.0, 3.0, 1.0))
     assert bank.sizes == (12, 5, 12)
-    scores = bank.per_query_scores(weights, "map@5")
+    scores = bank.per_query_scores(weights, metric)
     chosen = set()
     for i, row in enumerate(scores):
         tried = []
         for share in SHARES:
-            parts = [toy.measure(predicted(toy, weights)[i], share, "map@5") for toy in toys]
+            parts = [toy.measure(predicted(toy, weights)[i], share, metric) for toy in toys]
             value = (parts[0].mean() + 3 * parts[1].mean() + parts[2].mean()) / 5
             tried.append((round(float(value), 9), -share, np.concatenate(parts)))
         _, negative, expected = max(tried, key=lambda t: t[:2])
