@@ -160,7 +160,7 @@ def _check_encoder(config: PretrainedConfig, model: str) -> None:
 
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
     if not encodes or type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        message = f"model type {config.model_type!r} is no encoder with a classification head; take one such as BERT"
+        message = f"model type {config.model_type!r} is no encoder that can have a classification head; BERT is one"
         raise SourceError([Problem(message, model)])
     classifies = any(name.endswith(_CLASSIFIER) for name in config.architectures or [])
     if classifies and config.num_labels != 1:

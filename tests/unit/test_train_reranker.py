@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from mergesearch.training import memory
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import TrainingPairs, mine_bm25, read_pairs
 from mergesearch.training.reranking import RerankerTraining, TrainedReranker, labelled_pairs, train_reranker
+from mergesearch.training.resumable import work_folder
+from tests.processes import kill_when
 from tests.tiny_models import WORDS, file_hashes, make_tiny
 from tests.tiny_studies import make_beir, write_lines
 
@@ -97,6 +100,23 @@ def test_training_tells_relevant_documents_from_others(bert: Path, rows: Path, t
     )
     labels = np.array(columns["label"])
     assert scores[labels == 1].mean() > scores[labels == 0].mean() + 0.3
+
+
+def _train_and_hang(base: Path, rows: Path, out: Path, at: int) -> None:
+    torch.set_num_threads(1)
+    train(base, rows, out, save_every_s=0, progress=lambda done, _: threading.Event().wait() if done == at else None)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_bits(bert: Path, rows: Path, tmp_path: Path) -> None:
+    undisturbed = train(bert, rows, tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    kill_when(work_folder(out) / "checkpoints" / "checkpoint-3" / "whole", _train_and_hang, bert, rows, out, 4)
+    assert not out.exists()
+    seen: list[int] = []
+    train(bert, rows, out, progress=lambda done, _: seen.append(done))
+    assert seen == [3, 4, 5]
+    assert file_hashes(out) == file_hashes(undisturbed.folder)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(bert: Path, rows: Path, tmp_path: Path) -> None:
