@@ -19,7 +19,7 @@ from mergesearch.evaluation.backends import get_backend
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import parse_metric
 from mergesearch.evaluation.result import CollectionScores, TrialResult
-from mergesearch.evaluation.search import Ranking, TopK, order_by_id
+from mergesearch.evaluation.search import Ranking, TopK, order_by_id, own_documents
 from mergesearch.evaluation.settings import KINDS, Kind
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenPlan
 
@@ -321,13 +321,11 @@ class RetrievalEvaluator:
 
     def _prepare(self, i: int, source: WeightedCollection) -> PreparedCollection:
         collection = source.collection
-        query_ids = [query_id for query_id in collection.query_ids if collection.qrels.get(query_id)]
+        query_ids = collection.judged
         if not query_ids:
             raise EvaluationError(f"collection {collection.name!r} has no judged queries.")
         rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
-        exclude = candidates = None
-        if collection.exclude_same_id and not rows.keys().isdisjoint(query_ids):
-            exclude = np.array([rows.get(query_id, -1) for query_id in query_ids], dtype=np.int64)
+        candidates = None
         document_rows = np.arange(len(rows), dtype=np.int64)
         if collection.candidates is not None:
             candidates = [
@@ -342,7 +340,7 @@ class RetrievalEvaluator:
             self._plan(i, source, "document", source.document_prompt, query_ids, document_rows),
             document_rows,
             Judgements.prepare(query_ids, collection.doc_ids, collection.qrels),
-            exclude,
+            own_documents(collection),
             candidates,
             order_by_id(collection.doc_ids),
         )
