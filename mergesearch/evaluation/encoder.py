@@ -77,7 +77,7 @@ class Encoder(PlannedModel):
             pad_id=self._tokenizer.pad_token_id,
             left=self._tokenizer.padding_side == "left",
             unpadded=unpadded,
-            first_position=first_position(model),
+            first_position=first_position(model[0].model),
         )
         super().__init__(dict(model[0].model.named_parameters()), form)
 
@@ -136,7 +136,7 @@ class Encoder(PlannedModel):
         """
         prompt = self.prompt(kind) if prompt is None else prompt
         max_length = max_length or self.settings.max_length[kind]
-        check_length(self.model, max_length)
+        check_length(self.transformer, max_length)
         prompt_length, modality = self._how_called(prompt, kind, max_length)
         pieces = (
             self._tokenize(texts[start : start + _PIECE], prompt, kind, max_length)
