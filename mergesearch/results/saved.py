@@ -11,8 +11,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from mergesearch.errors import ExportError, MergesearchError
-from mergesearch.evaluation.encoder import DTYPES, Encoder, open_encoder
+from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.loading import quiet_loading
+from mergesearch.evaluation.planned import DTYPES
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.workers.evaluator_spec import EvaluatorSpec
 

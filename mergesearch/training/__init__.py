@@ -7,8 +7,8 @@ adapters, too. `train_reranker` makes a cross-encoder of an encoder. Training ru
 sentence-transformers and transformers and on PEFT, which need the extra `training`.
 """
 
+from mergesearch.sources.cached import cached
 from mergesearch.training.adapters import AdapterSettings
-from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
 from mergesearch.training.expert import Expert, ExpertSettings, train_expert
 from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
