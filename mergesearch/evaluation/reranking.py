@@ -10,7 +10,6 @@ Notation: Q judged queries, K candidates of a query at most, P pairs, L shares.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import torch
 
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.account import Account, Progress
-from mergesearch.evaluation.fusion import SHARES
+from mergesearch.evaluation.fusion import SHARES, best_share
 from mergesearch.evaluation.kept import PairKeeper
 from mergesearch.evaluation.looks import divide_queries, order_queries
 from mergesearch.evaluation.metrics import parse_metric
@@ -324,11 +323,7 @@ class RerankTrial:
         """Take the share with the highest value over the queries so far, the smallest of equals."""
         weights = [prepared.source.weight for prepared in self._evaluator.collections]
         known = [table[:, ~np.isnan(table[0])] for table in self._tables]
-        values = [
-            math.fsum(weight * float(table[share].mean()) for weight, table in zip(weights, known, strict=True))
-            for share in range(len(self._shares))
-        ]
-        self._best = int(np.argmax(values))
+        self._best = int(best_share(known, weights))
         self.history.append([table[self._best].copy() for table in self._tables])
 
     def _run(self, i: int, prepared: PreparedPairs) -> dict[str, tuple[tuple[str, float], ...]]:

@@ -11,9 +11,11 @@ import numpy as np
 
 from mergesearch.artifacts import Artifacts
 from mergesearch.errors import StorageError
+from mergesearch.evaluation.reranking import RerankEvaluator
 from mergesearch.surrogate.screening import Bank, screen
 from mergesearch.workers.pool import EvaluatedMerge, ScreeningResult, ScreeningTask
 from mergesearch.workers.predicting_embeddings import EmbeddingPredictor
+from mergesearch.workers.predicting_pairs import PairPredictor
 
 if TYPE_CHECKING:
     from mergesearch.evaluation.pipeline import RetrievalEvaluator
@@ -64,8 +66,14 @@ class Screener:
         artifacts: where what trials left is kept.
     """
 
-    def __init__(self, merger: ResidentMerger, pipeline: RetrievalEvaluator, artifacts: Artifacts) -> None:
-        self._predictor: Predictor[Any] = EmbeddingPredictor(merger, pipeline)
+    def __init__(
+        self, merger: ResidentMerger, pipeline: RetrievalEvaluator | RerankEvaluator, artifacts: Artifacts
+    ) -> None:
+        self._predictor: Predictor[Any] = (
+            PairPredictor(merger, pipeline)
+            if isinstance(pipeline, RerankEvaluator)
+            else EmbeddingPredictor(merger, pipeline)
+        )
         self._artifacts = artifacts
         self._held: OrderedDict[str, Kept] = OrderedDict()
 
