@@ -18,10 +18,11 @@ from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.sources.cache import cache_dir
+from mergesearch.sources.encoding_files import encoding_files
 from mergesearch.sources.layout import lowest_layer
 from mergesearch.study_checks import given_measurements
 from mergesearch.study_file import artifact_location
-from mergesearch.study_inputs import collection_specs, encoding_files
+from mergesearch.study_inputs import collection_specs
 from mergesearch.study_recipes import StudyRecipes
 from mergesearch.study_schema import memory_bytes
 from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluationSettings, EvaluatorSpec

@@ -6,26 +6,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 
+if TYPE_CHECKING:
+    from mergesearch.evaluation.planned import PlannedModel
+
 Progress = Callable[[int, int], None]
 """Called with (batches encoded, batches of the trial)."""
-
-
-class Counting(Protocol):
-    """What is asked of the resident model: its own accounts, which begin anew with every trial."""
-
-    notes: list[str]
-    layer_tokens: int
-    out_of_memory: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
 
 
 class Account:
@@ -40,7 +31,7 @@ class Account:
         clock: seconds by phase.
     """
 
-    def __init__(self, model: Counting, n_batches: int, progress: Progress | None) -> None:
+    def __init__(self, model: PlannedModel, n_batches: int, progress: Progress | None) -> None:
         model.notes.clear()
         model.layer_tokens = model.out_of_memory = 0
         self.clock = Clock(model.device)

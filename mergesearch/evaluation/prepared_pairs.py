@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mergesearch.evaluation.candidates import Candidates
+    from mergesearch.evaluation.pairs import PairPlan
     from mergesearch.evaluation.pipeline import WeightedCollection
 
 
@@ -36,7 +37,7 @@ class PairLook:
 
     positions: NDArray[np.int64]
     pairs: NDArray[np.int64]
-    plan: Any
+    plan: PairPlan
     judgements: Judgements
 
 
@@ -59,7 +60,7 @@ class PreparedPairs:
     candidates: Candidates
     places: NDArray[np.int64]
     gains: NDArray[np.float64]
-    plan: Any
+    plan: PairPlan
     looks: tuple[PairLook, ...]
 
     @property
@@ -91,7 +92,7 @@ class PreparedPairs:
 def prepare_pairs(
     source: WeightedCollection,
     candidates: Candidates,
-    plan: Any,
+    plan: PairPlan,
     divided: Sequence[NDArray[np.int64]],
     batch_tokens: int,
 ) -> PreparedPairs:

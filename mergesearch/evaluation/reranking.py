@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mergesearch.evaluation.candidates import Candidates
     from mergesearch.evaluation.pipeline import WeightedCollection
     from mergesearch.evaluation.rerank_settings import Fusion
+    from mergesearch.evaluation.reranker import Reranker
 
 _NO_PROMPTS = "a re-ranker takes no prompts; its template says what stands around a query and a document."
 
@@ -65,7 +66,7 @@ class RerankEvaluator:
 
     def __init__(
         self,
-        reranker: Any,
+        reranker: Reranker,
         collections: Sequence[WeightedCollection],
         candidates: Sequence[Candidates],
         *,
@@ -88,12 +89,12 @@ class RerankEvaluator:
     @property
     def n_tokens(self) -> int:
         """Useful tokens of one trial."""
-        return sum(int(prepared.plan.n_tokens) for prepared in self.collections)
+        return sum(prepared.plan.n_tokens for prepared in self.collections)
 
     @property
     def n_padded_tokens(self) -> int:
         """Tokens of one trial, padding counted."""
-        return sum(int(prepared.plan.n_padded_tokens) for prepared in self.collections)
+        return sum(prepared.plan.n_padded_tokens for prepared in self.collections)
 
     @property
     def n_batches(self) -> int:
@@ -103,7 +104,7 @@ class RerankEvaluator:
     @property
     def n_pairs(self) -> int:
         """Pairs of one trial."""
-        return sum(int(prepared.plan.n_texts) for prepared in self.collections)
+        return sum(prepared.plan.n_texts for prepared in self.collections)
 
     def use_prompts(self, prompts: Mapping[str, Mapping[str, str]]) -> None:
         """Nothing: a re-ranker has templates instead, which are the study's.
@@ -203,7 +204,7 @@ class RacedRerankEvaluator(RerankEvaluator):
 
     def __init__(
         self,
-        reranker: Any,
+        reranker: Reranker,
         collections: Sequence[WeightedCollection],
         candidates: Sequence[Candidates],
         *,

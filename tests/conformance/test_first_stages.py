@@ -16,7 +16,7 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.first_stages import FIRST_STAGES, FirstStage
 from mergesearch.evaluation.rerank_settings import FirstStageSpec
 from mergesearch.evaluation_schema import FirstStageEntry
-from tests.tiny_models import WORDS
+from tests.tiny_models import WORDS, make_tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +73,10 @@ def options(kind: str, folder: Path, collection: Collection) -> dict[str, Any]:
         ]
         path.write_text("\n".join(lines))
         return {"file": "runs/{collection}.{split}.trec"}
+    if kind == "model":
+        if not (folder / "model").is_dir():
+            make_tiny("bert", folder / "model", n_layers=1)
+        return {"model": "./model"}
     return {}
 
 

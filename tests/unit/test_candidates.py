@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergesearch.errors import CollectionError
+from mergesearch.errors import CollectionError, SourceError
 from mergesearch.evaluation.candidates import Candidates, find_candidates, first_stage_identity
 from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.first_stages import open_first_stage
 from mergesearch.evaluation.pool import tokenize
 from mergesearch.evaluation.rerank_settings import FirstStageSpec
-from tests.tiny_models import WORDS
+from tests.tiny_models import WORDS, make_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +145,38 @@ class TestRun:
         assert first_stage_identity(moved, collection) == first_stage_identity(spec, collection)
         other = self.spec(tmp_path / "b", ["q0 Q0 doc2 1 2 x"])
         assert first_stage_identity(other, collection) != first_stage_identity(spec, collection)
+
+
+def test_a_model_ranks_as_its_embeddings_do(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    collection = make_collection()
+    folder = make_tiny("bert", tmp_path / "model", n_layers=2)
+    spec = FirstStageSpec("model", {"model": "model", "query_prompt": "search "}, 7, tmp_path)
+    found = as_lists(find_candidates(spec, collection), collection)
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    queries = model.encode(["search " + text for text in collection.query_texts], show_progress_bar=False)
+    scores = queries @ model.encode(collection.doc_texts, show_progress_bar=False).T
+    for query_id, own in zip(collection.query_ids, scores, strict=True):
+        expected = sorted(map(float, own), reverse=True)[:7]
+        assert [score for _, score in found[query_id]] == pytest.approx(expected, abs=1e-5)
+        rows = [collection.doc_ids.index(d) for d, _ in found[query_id]]
+        assert own[rows].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_model_is_another_first_stage_and_another_place_is_not(tmp_path: Path) -> None:
+    collection = make_collection()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make_tiny("bert", tmp_path / name, n_layers=1, seed=seed)
+    a, b, c = (
+        first_stage_identity(FirstStageSpec("model", {"model": f"./{n}"}, 5, tmp_path), collection) for n in "abc"
+    )
+    assert a == b != c
+    config = tmp_path / "b" / "config_sentence_transformers.json"
+    config.write_text(config.read_text() + "\n")
+    assert first_stage_identity(FirstStageSpec("model", {"model": "./b"}, 5, tmp_path), collection) != a
+    with pytest.raises(SourceError, match="no folder"):
+        first_stage_identity(FirstStageSpec("model", {"model": "./nowhere"}, 5, tmp_path), collection)
 
 
 def test_lists_longer_than_the_depth_are_not_cut() -> None:

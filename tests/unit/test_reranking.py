@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,13 @@ from mergesearch.evaluation.kept import KeptLogits
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.pipeline import WeightedCollection
 from mergesearch.evaluation.racing import LEAST_RIVALS, RacingSettings, Rival
-from mergesearch.evaluation.rerank_settings import FirstStageSpec
+from mergesearch.evaluation.rerank_settings import FirstStageSpec, RerankSettings
+from mergesearch.evaluation.reranker import Reranker, open_reranker
 from mergesearch.evaluation.reranking import RacedRerankEvaluator, RerankEvaluator
-from tests.plain_reranker import PlainReranker, Weights
 from tests.tiny_models import WORDS, tiny_reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mergesearch.evaluation.result import TrialResult
 
@@ -54,15 +55,12 @@ def make_collection(seed: int = 0, n_queries: int = 12, n_documents: int = 60, n
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> PlainReranker:
-    return PlainReranker(tiny_reranker("bert", tmp_path_factory.mktemp("model") / "bert", n_layers=2))
-
-
-@pytest.fixture
-def reranker(model: PlainReranker) -> Iterator[PlainReranker]:
-    model.weights, model.calls = Weights(scale=200.0), 0  # random heads score all pairs nearly alike
-    yield model
-    model.weights = Weights()
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    folder = tiny_reranker("bert", tmp_path_factory.mktemp("model") / "bert", n_layers=2)
+    opened = open_reranker(folder, RerankSettings())
+    with torch.no_grad():  # random heads score all pairs nearly alike
+        opened.parameters["classifier.weight"] *= 200
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ def found(*collections: Collection, **spec: object) -> tuple[list[WeightedCollec
     )
 
 
-def pair_by_pair(model: PlainReranker, collection: Collection, candidates: Candidates) -> dict[str, dict[str, float]]:
+def pair_by_pair(model: Reranker, collection: Collection, candidates: Candidates) -> dict[str, dict[str, float]]:
     """Every pair scored alone."""
     run: dict[str, dict[str, float]] = {}
     texts = dict(zip(collection.query_ids, collection.query_texts, strict=True))
@@ -86,8 +84,8 @@ def pair_by_pair(model: PlainReranker, collection: Collection, candidates: Candi
         for row in rows[rows >= 0]:
             inputs = model.tokenizer(texts[query_id], collection.doc_texts[row], truncation=True, return_tensors="pt")
             with torch.inference_mode():
-                logits = model.model(inputs["input_ids"]).logits
-            run[query_id][collection.doc_ids[row]] = float(torch.sigmoid(model.weights.scale * logits)[0, 0])
+                logits = model.model(**inputs).logits
+            run[query_id][collection.doc_ids[row]] = float(torch.sigmoid(logits)[0, 0])
     return run
 
 
@@ -118,7 +116,7 @@ def run_of(result: TrialResult, i: int = 0) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_scores_are_those_of_pytrec_eval_and_ranx_on_the_fused_run(
-    reranker: PlainReranker, collection: Collection, metric: str
+    reranker: Reranker, collection: Collection, metric: str
 ) -> None:
     import ranx
 
@@ -144,7 +142,7 @@ def test_scores_are_those_of_pytrec_eval_and_ranx_on_the_fused_run(
         assert scores.scores.tolist() == pytest.approx(np.asarray(by_ranx).tolist(), abs=1e-9)
 
 
-def test_a_tuned_share_is_the_best_of_all_for_the_whole_trial(reranker: PlainReranker) -> None:
+def test_a_tuned_share_is_the_best_of_all_for_the_whole_trial(reranker: Reranker) -> None:
     one, two = make_collection(3), make_collection(4, n_queries=7, name="other")
     weighted, candidates = found(one, two, depth=25)
     tuned = RerankEvaluator(reranker, weighted, candidates)
@@ -157,21 +155,19 @@ def test_a_tuned_share_is_the_best_of_all_for_the_whole_trial(reranker: PlainRer
         np.testing.assert_array_equal(ours.scores, best.scores)
     alone = [RerankEvaluator(reranker, weighted[i : i + 1], candidates[i : i + 1]).evaluate() for i in range(2)]
     assert sum(c.mean * (1 + i) for i, c in enumerate(r.collections[0] for r in alone)) / 3 >= result.value
-    assert reranker.calls == 2 * (1 + len(SHARES)) + 2, "one forward pass a trial and collection, whatever the fusion"
+    assert result.layer_tokens == 2 * tuned.n_tokens, "every pair once through two layers, whatever the fusion"
 
 
-def test_of_equal_shares_the_smallest_is_taken(reranker: PlainReranker, collection: Collection) -> None:
+def test_of_equal_shares_the_smallest_is_taken(reranker: Reranker, collection: Collection) -> None:
     weighted, candidates = found(collection, depth=1)
     assert RerankEvaluator(reranker, weighted, candidates).evaluate().fusion == 0.0
 
 
-def test_share_zero_is_the_first_stage_and_one_is_the_re_ranker(
-    reranker: PlainReranker, collection: Collection
-) -> None:
+def test_share_zero_is_the_first_stage_and_one_is_the_re_ranker(reranker: Reranker, collection: Collection) -> None:
     weighted, candidates = found(collection, depth=20)
     evaluator = RerankEvaluator(reranker, weighted, candidates, depth=20)
     first = evaluator.first_stage(keep_runs=True)
-    assert (first.tokens, first.fusion, reranker.calls) == (0, 0.0, 0)
+    assert (first.tokens, first.fusion, first.layer_tokens) == (0, 0.0, 0)
     zero, one = (evaluator.evaluate(keep_runs=True, fusion=share) for share in (0.0, 1.0))
     np.testing.assert_array_equal(first.collections[0].scores, zero.collections[0].scores)
     assert first.collections[0].run == zero.collections[0].run
@@ -185,7 +181,7 @@ def test_share_zero_is_the_first_stage_and_one_is_the_re_ranker(
         assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
 
 
-def test_lists_without_scores_are_the_re_rankers_to_order(reranker: PlainReranker, collection: Collection) -> None:
+def test_lists_without_scores_are_the_re_rankers_to_order(reranker: Reranker, collection: Collection) -> None:
     lists = {q: collection.doc_ids[i : i + 9] for i, q in enumerate(collection.query_ids)}
     listed, ranked = replace(collection, candidates=lists, name="listed"), make_collection(8, name="ranked")
     weighted, candidates = found(listed, kind="candidates")
@@ -203,7 +199,7 @@ def test_lists_without_scores_are_the_re_rankers_to_order(reranker: PlainReranke
     np.testing.assert_array_equal(both.collections[0].scores, result.collections[0].scores)
 
 
-def test_queries_without_candidates_score_nothing(reranker: PlainReranker, collection: Collection) -> None:
+def test_queries_without_candidates_score_nothing(reranker: Reranker, collection: Collection) -> None:
     weighted, (whole,) = found(collection)
     rows, scores = whole.rows.copy(), whole.scores.copy()  # type: ignore[union-attr]
     rows[2], scores[2], rows[4, 1:], scores[4, 1:] = -1, 0, -1, 0
@@ -216,7 +212,7 @@ def test_queries_without_candidates_score_nothing(reranker: PlainReranker, colle
     np.testing.assert_array_equal(result.collections[0].scores[others], before.evaluate().collections[0].scores[others])
 
 
-def test_counts_what_it_scores(reranker: PlainReranker, collection: Collection) -> None:
+def test_counts_what_it_scores(reranker: Reranker, collection: Collection) -> None:
     weighted, candidates = found(collection, depth=15)
     evaluator = RerankEvaluator(reranker, weighted, candidates, batch_tokens=256)
     calls: list[tuple[int, int]] = []
@@ -238,7 +234,7 @@ def test_counts_what_it_scores(reranker: PlainReranker, collection: Collection) 
     assert result.collections[0].looks is None
 
 
-def test_logits_are_kept_in_the_order_of_the_pairs(reranker: PlainReranker, collection: Collection) -> None:
+def test_logits_are_kept_in_the_order_of_the_pairs(reranker: Reranker, collection: Collection) -> None:
     weighted, candidates = found(collection, make_collection(5, n_queries=3, name="other"), depth=10)
     evaluator = RerankEvaluator(reranker, weighted, candidates)
     keeper = evaluator.new_keeper()
@@ -256,17 +252,24 @@ def test_logits_are_kept_in_the_order_of_the_pairs(reranker: PlainReranker, coll
                 assert score == pytest.approx(own[query_id][doc_id] if row >= 0 else 0.0, abs=1e-4)
 
 
-def test_broken_logits_are_no_scores(reranker: PlainReranker, collection: Collection) -> None:
+def test_broken_logits_are_no_scores(reranker: Reranker, collection: Collection) -> None:
     weighted, candidates = found(collection)
     evaluator = RerankEvaluator(reranker, weighted, candidates)
-    for weights, n in ((Weights(broken=3), 3), (Weights(scale=float("inf")), evaluator.n_pairs)):
-        reranker.weights = weights
-        with pytest.raises(EvaluationError, match=f"{n} of {evaluator.n_pairs} pairs of collection 'made'"):
+    bias = reranker.parameters["classifier.bias"]
+    for value in (math.nan, math.inf):
+        with torch.no_grad():
+            before = bias.clone()
+            bias.fill_(value)
+        with pytest.raises(
+            EvaluationError, match=f"{evaluator.n_pairs} of {evaluator.n_pairs} pairs of collection 'made'"
+        ):
             evaluator.evaluate()
+        with torch.no_grad():
+            bias.copy_(before)
 
 
 def test_prompts_unknown_metrics_and_nothing_to_evaluate_are_refused(
-    reranker: PlainReranker, collection: Collection
+    reranker: Reranker, collection: Collection
 ) -> None:
     weighted, candidates = found(collection)
     evaluator = RerankEvaluator(reranker, weighted, candidates)
@@ -285,14 +288,14 @@ class TestRaced:
     racing = RacingSettings(LookSettings((0.25, 0.5, 1.0)), alpha=0.2)
 
     def evaluators(
-        self, reranker: PlainReranker, collections: Sequence[Collection], **options: object
+        self, reranker: Reranker, collections: Sequence[Collection], **options: object
     ) -> tuple[RerankEvaluator, RacedRerankEvaluator]:
         weighted, candidates = found(*collections, depth=12)
         plain = RerankEvaluator(reranker, weighted, candidates, **options)  # type: ignore[arg-type]
         return plain, RacedRerankEvaluator(reranker, weighted, candidates, racing=self.racing, **options)
 
     @pytest.mark.parametrize("fusion", [0.4, "tuned"])
-    def test_looks_end_where_the_whole_begins(self, reranker: PlainReranker, fusion: object) -> None:
+    def test_looks_end_where_the_whole_begins(self, reranker: Reranker, fusion: object) -> None:
         collections = [make_collection(1, 40), make_collection(2, 10, name="other")]
         plain, raced = self.evaluators(reranker, collections, fusion=fusion)
         expected, result = plain.evaluate(keep_runs=True), raced.evaluate(keep_runs=True)
@@ -322,7 +325,7 @@ class TestRaced:
                 pytest.approx(table[k].tolist(), abs=1e-6) for table, k in zip(tables, known, strict=True)
             ], "a share is tuned on the queries so far"
 
-    def test_what_cannot_win_is_stopped_and_pays_for_its_looks_only(self, reranker: PlainReranker) -> None:
+    def test_what_cannot_win_is_stopped_and_pays_for_its_looks_only(self, reranker: Reranker) -> None:
         collection = make_collection(1, 120)
         _, raced = self.evaluators(reranker, [collection])
         complete = raced.evaluate()
@@ -348,8 +351,8 @@ class TestRaced:
         weak = [replace(rival, value=rival.value - 1, looks=(rival.looks[0] - 1,)) for rival in rivals]
         assert not raced.evaluate(rivals=weak).stopped
 
-    def test_the_first_stage_needs_no_looks(self, reranker: PlainReranker, collection: Collection) -> None:
+    def test_the_first_stage_needs_no_looks(self, reranker: Reranker, collection: Collection) -> None:
         plain, raced = self.evaluators(reranker, [collection])
         ours, theirs = raced.first_stage(), plain.first_stage()
         np.testing.assert_allclose(ours.collections[0].scores, theirs.collections[0].scores, atol=1e-12)
-        assert reranker.calls == 0
+        assert ours.layer_tokens == 0
