@@ -170,6 +170,8 @@ class Joiner(ABC):
         return [*ids[:a], *first[:left], *ids[b:c]], [*second[:right], *ids[d:]]
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []  # a tokenizer fails over none
         found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return found
 
@@ -196,14 +198,13 @@ class _TwoTexts(Joiner):
         return self._plain(self._filled(side, texts))
 
     def whole(self, query: str, document: str) -> _Parts:
-        texts = [self._filled(side, [text])[0] for side, text in enumerate((query, document))]
-        made = self.tokenizer(*texts, verbose=False)
+        made = self.tokenizer(self._filled(0, [query]), self._filled(1, [document]), verbose=False)
         of = np.array([-1 if number is None else number for number in made.sequence_ids(0)])
         bounds = []
         for number in (0, 1):
             places = np.flatnonzero(of == number)
             bounds += [int(places[0]), int(places[-1]) + 1] if len(places) else [len(self.seam.before)] * 2
-        return _Parts(list(made["input_ids"]), (bounds[0], bounds[1], max(bounds[1], bounds[2]), max(bounds[1:])))
+        return _Parts(list(made["input_ids"][0]), (bounds[0], bounds[1], max(bounds[1], bounds[2]), max(bounds[1:])))
 
     def whole_ids(self, queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
         filled = self._filled(0, queries), self._filled(1, documents)
