@@ -132,18 +132,18 @@ class Joiner(ABC):
         """Token ids of pairs tokenised at once, uncut."""
 
     @abstractmethod
-    def kept(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    def kept(self, lengths: NDArray[np.int64], room: int) -> NDArray[np.int64]:
         """How many tokens of both texts are kept, in their order, int64 [P, 2]."""
 
-    def tokenized(self, side: int, texts: Sequence[str]) -> Iterator[TokenizedTexts]:
-        """Token ids of texts of one side, no more of each than a pair can hold."""
-        for start in range(0, len(texts), _PIECE):
-            yield together([self.limited(side, ids) for ids in self.ids(side, texts[start : start + _PIECE])])
+    def tokenized(self, side: int, texts: Sequence[str], lengths: list[int]) -> Iterator[TokenizedTexts]:
+        """Token ids of texts of one side, no more of each than a pair can hold.
 
-    def limited(self, side: int, ids: list[int]) -> list[int]:
-        """What is left of a text before it is paired."""
-        limit = min((self.lengths.query, self.lengths.document)[side] or self.room, self.room)
-        return ids[max(0, len(ids) - limit) :] if self.seam.keeps_end else ids[:limit]
+        `lengths` gets how many each of them has before it is paired: that decides which one of a pair is cut.
+        """
+        for start in range(0, len(texts), _PIECE):
+            found = [self._limited(side, ids) for ids in self.ids(side, texts[start : start + _PIECE])]
+            lengths += map(len, found)
+            yield together([self._part(ids, self.room) for ids in found])
 
     def agrees(self, texts: Sequence[Sequence[str]]) -> bool:
         """Whether pairs that are put together equal pairs that are tokenised at once."""
@@ -163,11 +163,18 @@ class Joiner(ABC):
                 f"{WHOLE}, and this tokenizer does not say which text a token is from: save it as tokenizer.json."
             )
         ids, (a, b, c, d) = self.whole(query, document)
-        first, second = (self.limited(side, part) for side, part in zip(self.order, (ids[a:b], ids[c:d]), strict=True))
-        left, right = self.kept(np.array([[len(first), len(second)]]))[0]
-        if self.seam.keeps_end:
-            first, second = first[len(first) - left :], second[len(second) - right :]
-        return [*ids[:a], *first[:left], *ids[b:c]], [*second[:right], *ids[d:]]
+        first, second = (self._limited(side, part) for side, part in zip(self.order, (ids[a:b], ids[c:d]), strict=True))
+        room = max(0, self.lengths.pair - a - (c - b) - (len(ids) - d))
+        left, right = self.kept(np.array([[len(first), len(second)]]), room)[0]
+        return [*ids[:a], *self._part(first, left), *ids[b:c]], [*self._part(second, right), *ids[d:]]
+
+    def _limited(self, side: int, ids: list[int]) -> list[int]:
+        """What is left of a text before it is paired."""
+        limit = (self.lengths.query, self.lengths.document)[side]
+        return ids if limit is None else self._part(ids, limit)
+
+    def _part(self, ids: list[int], count: int) -> list[int]:
+        return ids[max(0, len(ids) - count) :] if self.seam.keeps_end else ids[:count]
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
@@ -211,8 +218,8 @@ class _TwoTexts(Joiner):
         found: list[list[int]] = self.tokenizer(*filled, verbose=False)["input_ids"]
         return found
 
-    def kept(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        return longest_first(lengths, self.room)
+    def kept(self, lengths: NDArray[np.int64], room: int) -> NDArray[np.int64]:
+        return longest_first(lengths, room)
 
     def _filled(self, side: int, texts: Sequence[str]) -> list[str]:
         before, behind = self._around[side]
@@ -282,8 +289,8 @@ class _OneText(Joiner):
             ids = self._plain([f"{start}{a}{between}{b}{end}" for a, b in zip(*ordered, strict=True)])
         return [[*self._starts, *own, *self._ends] for own in ids]
 
-    def kept(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        return one_gives_way(lengths, self.room, self.order.index(1))
+    def kept(self, lengths: NDArray[np.int64], room: int) -> NDArray[np.int64]:
+        return one_gives_way(lengths, room, self.order.index(1))
 
     def _behind(self, before: str, text: str) -> list[int]:
         """Token ids of a text where it stands behind another one."""
@@ -328,9 +335,9 @@ def _last_line(text: str) -> str:
 
 
 def _tokens_of(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The tokens with characters of `text[start:end]`."""
+    """The tokens with characters of `text[start:end]` that do not reach beyond it: what may be cut."""
     first = next((i for i, (_, last) in enumerate(offsets) if last > start), len(offsets))
-    behind = next((i for i, (begin, _) in enumerate(offsets) if begin >= end), len(offsets))
+    behind = next((i for i, (_, last) in enumerate(offsets) if last > end), len(offsets))
     return first, max(first, behind)
 
 

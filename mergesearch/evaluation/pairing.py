@@ -60,8 +60,10 @@ def plan_pairs(
     order = joiner.order
     ordered = np.stack([places[side] for side in order], axis=1)
     if joiner.agrees([[texts[side][i] for i in places[side][_sample(ordered)]] for side in (0, 1)]):
-        sides = [Texts(*gather(joiner.tokenized(side, texts[side]), store)) for side in order]
-        kept = joiner.kept(np.stack([sides[k].lengths[ordered[:, k]] for k in (0, 1)], axis=1))
+        uncut: tuple[list[int], list[int]] = ([], [])
+        sides = [Texts(*gather(joiner.tokenized(side, texts[side], uncut[k]), store)) for k, side in enumerate(order)]
+        lengths_before = [np.array(uncut[k], dtype=np.int64)[ordered[:, k]] for k in (0, 1)]
+        kept = joiner.kept(np.stack(lengths_before, axis=1), joiner.room)
         seam = joiner.seam
     else:
         note(WHOLE)

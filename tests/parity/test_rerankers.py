@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUERIES = ["what is a cell?", "protein search, and the health of the heart", "a"]
-DOCUMENTS = ["the cell is a graph node.", "search model " * 15, "diet, effect\nof treatment with blood", "x", "Vitamin C"]
+DOCUMENTS = [
+    "the cell is a graph node.",
+    "search model " * 15,
+    "diet, effect\nof treatment with blood",
+    "x",
+    "Vitamin C",
+]
 PAIRS = np.array([(q, d) for q in range(len(QUERIES)) for d in range(len(DOCUMENTS))])
 TEXTS = [(QUERIES[q], DOCUMENTS[d]) for q, d in PAIRS]
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}

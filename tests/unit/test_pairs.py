@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TWO = ["bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "llama"]
-words = st.sampled_from(["search", "model", "the", "health?", "x.", "cells\n", "(a)", "42", "é", "文", "\n", "", "#Doc"])
+words = st.sampled_from(
+    ["search", "model", "the", "health?", "x.", "cells\n", "(a)", "42", "é", "文", "\n", "", "#Doc"]
+)
 texts = st.one_of(
     st.lists(words, max_size=30).map(" ".join), st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]))
 )
@@ -80,7 +83,7 @@ def test_two_texts_are_tokenised_and_cut_as_the_tokenizer_does_it(
     documents: list[str],
     max_length: int,
 ) -> None:
-    own, notes = tokenizer(kind), []
+    own, notes = copy.deepcopy(tokenizer(kind)), []
     own.truncation_side = side
     form = TwoTexts("query: {query}", "document: {document}") if kind == "llama" else TwoTexts()
     plan = planned(own, form, queries, documents, Lengths(max_length), takes_types=kind == "bert", notes=notes)
@@ -133,12 +136,11 @@ def test_a_query_whose_likelihood_is_asked_is_tokenised_by_itself(
 
 @pytest.mark.parametrize(("name", "kind"), [("mono_t5", "t5"), ("yes_no", "qwen3"), ("query_likelihood", "qwen3")])
 @settings(max_examples=60)
-@given(queries=some, documents=some, spare=st.integers(1, 30))
-def test_a_template_survives_what_is_cut(
-    tokenizer: Callable[[str], Any], name: str, kind: str, queries: list[str], documents: list[str], spare: int
+@given(documents=some, spare=st.integers(4, 40))
+def test_only_the_end_of_a_document_is_cut(
+    tokenizer: Callable[[str], Any], name: str, kind: str, documents: list[str], spare: int
 ) -> None:
-    """The document loses its end; the query only once nothing is left of the document."""
-    own, queries = tokenizer(kind), [query or "a" for query in queries]
+    own, queries = tokenizer(kind), ["a", "b c"]
     uncut = planned(own, PUBLISHED[name], queries, documents, Lengths(5000))
     fixed = planned(own, PUBLISHED[name], ["a"], ["a"], Lengths(5000)).lengths[0]
     max_length = int(fixed) + spare
@@ -222,9 +224,11 @@ def test_bad_templates_say_what_to_do(tokenizer: Callable[[str], Any]) -> None:
     own = tokenizer("t5")
     with pytest.raises(EvaluationError, match=r"must hold \{query\} once and \{document\} once"):
         planned(own, OneText("{query} {query}"), ["a"], ["b"], Lengths(40))
-    with pytest.raises(EvaluationError, match=r"must hold \{document\} once: mend `evaluation.rerank.document_template`"):
+    with pytest.raises(
+        EvaluationError, match=r"must hold \{document\} once: mend `evaluation.rerank.document_template`"
+    ):
         planned(own, TwoTexts("{query}", "text"), ["a"], ["b"], Lengths(40))
     with pytest.raises(EvaluationError, match="leaves no room for texts"):
-        planned(own, PUBLISHED["mono_t5"], ["a"], ["b"], Lengths(8))
+        planned(own, PUBLISHED["mono_t5"], ["a"], ["b"], Lengths(3))
     with pytest.raises(EvaluationError, match="a query has no tokens"):
         planned(tokenizer("qwen3"), PUBLISHED["query_likelihood"], [""], ["b"], Lengths(99))
