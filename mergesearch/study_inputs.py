@@ -174,6 +174,8 @@ def grouping(parsed: ParsedStudy) -> Grouping:
         embeddings=entry.embeddings,
         final_norm=entry.final_norm,
         pooler=entry.pooler,
+        head=entry.head,
+        decoder=entry.decoder,
     )
 
 
