@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from mergesearch.checks import Checks
+from mergesearch.checks import Checks, Key
 from mergesearch.errors import unknown
 from mergesearch.evaluation.backends import BACKENDS
+from mergesearch.evaluation.first_stages import FIRST_STAGES
 from mergesearch.evaluation.formats import FORMATS
 from mergesearch.evaluation.metrics import parse_metric
-from mergesearch.evaluation_schema import CollectionEntry
+from mergesearch.evaluation.rerankers import FAMILIES
+from mergesearch.evaluation_schema import CollectionEntry, FirstStageEntry
 from mergesearch.merging.registry import METHODS
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_prompts import unused_lists
@@ -46,6 +48,52 @@ def _gives_template(parsed: ParsedStudy) -> bool:
     return method.coefficients_for_source(merge.template, merged, base, merge.template) is not None
 
 
+_OF_BI_ENCODERS = ("pooling", "normalize", "similarity", "append_eos")
+
+
+def _check_reranking(checks: Checks, parsed: ParsedStudy) -> None:
+    """First stages and families against their registries, and nothing said that only bi-encoders read."""
+    evaluation = parsed.content.evaluation
+    keys: tuple[Key, ...] = ("evaluation",)
+    own = [(i, c.first_stage) for i, c in enumerate(evaluation.collections) if c.first_stage is not None]
+    if evaluation.rerank is None:
+        for i, _ in own:
+            message = "candidates are for re-rankers: write `rerank: {}` under `evaluation`, or leave this out"
+            checks.add(message, *keys, "collections", i, "first_stage")
+        return
+    entry = evaluation.rerank
+    if entry.family is not None and entry.family not in FAMILIES:
+        checks.add(unknown("family of re-rankers", entry.family, FAMILIES), *keys, "rerank", "family")
+    stages: list[tuple[tuple[Key, ...], FirstStageEntry]]
+    stages = [((*keys, "rerank", "first_stage"), entry.first_stage)]
+    stages += [((*keys, "collections", i, "first_stage"), stage) for i, stage in own]
+    for where, stage in stages:
+        if stage.kind not in FIRST_STAGES:
+            checks.add(unknown("first stage", stage.kind, FIRST_STAGES), *where, "kind")
+        else:
+            checks.options(FIRST_STAGES[stage.kind], stage.options, *where, beside=FirstStageEntry)
+    for name in _OF_BI_ENCODERS:
+        if getattr(evaluation, name) is not None:
+            checks.add(f"`{name}` is read by bi-encoders, and a re-ranker scores pairs: leave it out", *keys, name)
+    prompted: list[tuple[Key, ...]] = [
+        (*keys, "collections", i) for i, c in enumerate(evaluation.collections) if c.prompts.given
+    ]
+    for where in [*prompted, *([keys] if evaluation.prompts.given else [])]:
+        message = "what stands around texts is a re-ranker's template: write `rerank: {query_template: …}`"
+        checks.add(message, *where, "prompts")
+    for name, wanted in _PLACEHOLDERS.items():
+        text = getattr(entry, name)
+        lacking = [] if text is None else [f"{{{word}}}" for word in wanted if f"{{{word}}}" not in text]
+        if lacking:
+            checks.add(f"the template lacks {' and '.join(lacking)}, where the text goes", *keys, "rerank", name)
+    if parsed.content.merge.examples is not None:
+        message = "losses of re-rankers are not measured: remove `examples:` and give all losses as numbers"
+        checks.add(message, "merge", "examples")
+
+
+_PLACEHOLDERS = {"template": ("query", "document"), "query_template": ("query",), "document_template": ("document",)}
+
+
 def check_evaluation(parsed: ParsedStudy, checks: Checks) -> None:
     """Collections with their formats' options, prompts, objectives, guards, metric and search backend."""
     evaluation = parsed.content.evaluation
@@ -70,6 +118,7 @@ def check_evaluation(parsed: ParsedStudy, checks: Checks) -> None:
             "every collection has a prompt of its own, so this list is not searched", "evaluation", "prompts", kind
         )
     _check_objectives(checks, parsed)
+    _check_reranking(checks, parsed)
     with checks.at("evaluation", "metric"):
         parse_metric(evaluation.metric)
     if evaluation.search not in BACKENDS:

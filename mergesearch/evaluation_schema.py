@@ -59,6 +59,11 @@ class PromptsEntry(Closed):
     query: str | PromptListEntry | None = None
     document: str | PromptListEntry | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether anything is said."""
+        return self.query is not None or self.document is not None
+
 
 class PoolEntry(Closed):
     """A smaller corpus: the judged documents and BM25 negatives of every query."""
@@ -148,6 +153,8 @@ class CollectionEntry(Closed):
     `format`, where judged queries are to test what pseudo-queries chose."""
     queries: int | None = Field(None, ge=1)
     """Sample this many dev queries (all by default)."""
+    test_queries: int | None = Field(None, ge=1)
+    """Sample this many test queries (all by default): re-rankers read a hundred pairs for each."""
     pool: PoolEntry | None = None
     subsample: SubsampleEntry | None = None
     """Score only so many of these queries, drawn with a seed of their own: `{queries: 50, seed: 1}`. The pool stays

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.losses import contrastive_loss, language_model_loss
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
@@ -76,10 +77,11 @@ def measure(study: Study, source: str) -> float:
             trust_remote_code=source in spec.trusted,
         )
     places = {source: spec.merged_places[source]}
-    encoder, merger = open_merger(replace(spec, merged_places=places, evaluation=evaluation))
+    model, merger = open_merger(replace(spec, merged_places=places, evaluation=evaluation))
     merger.apply(study.source_alone(source))
+    assert isinstance(model, Encoder)  # studies of re-rankers give losses as numbers
     return contrastive_loss(
-        encoder,
+        model,
         examples,
         max_query_length=evaluation.max_query_length,
         max_document_length=evaluation.max_document_length,

@@ -21,7 +21,8 @@ from mergesearch.sources.alignment import align_within
 from mergesearch.sources.weights import Kept
 from mergesearch.study import Study
 from mergesearch.surrogate.bank import SHORTLIST, bank_bytes
-from mergesearch.token_counts import count_tokens
+from mergesearch.surrogate.pairs import pair_bank_bytes
+from mergesearch.token_counts import count_tokens, pairs_of
 from mergesearch.workers.prefix_memory import prefix_room
 from mergesearch.workers.residency import batch_bytes, choose_residency, free_memory, page_locked
 from mergesearch.workers.screening import MOST_HELD
@@ -216,8 +217,9 @@ def memory_plan(study: Study, *, tokens: int | None = None) -> MemoryPlan:
     if in_system:
         held_texts = (text for c in study.collections for text in (*c.query_texts, *c.doc_texts))
         texts = sum(map(sys.getsizeof, held_texts))
-    chunk = min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
-    if study.racing is not None:
+    reranks = content.evaluation.rerank is not None
+    chunk = 0 if reranks else min(CHUNK_DOCUMENTS, max(len(c.doc_texts) for c in study.collections))
+    if study.racing is not None and not reranks:
         chunk += sum(_kept_documents(c, study.racing.looks.hits) for c in study.collections)
     host = free_memory("cpu")
     there = (device,) if in_system else devices(device, spec.gpus)
@@ -274,6 +276,9 @@ def _banks(study: Study) -> tuple[int, int]:
     if study.artifacts is None:
         return 0, 0
     n, size = min(MOST_HELD, study.planned_trials or MOST_HELD), study.layout.hidden_size
+    if study.family is not None:
+        pairs = sum(pairs_of(study).values())
+        return 0, pair_bank_bytes(n, pairs) + 4 * n * pairs  # predictions of pairs are made on the host
     on_device = held = 0
     for collection in study.collections:
         queries, documents = len(collection.query_ids), len(collection.doc_ids)

@@ -24,7 +24,7 @@ from mergesearch.resolving import resolve
 from mergesearch.search.dimension import Dimension
 from mergesearch.search.points import Params
 from mergesearch.search.ranges import is_range
-from mergesearch.sources.groups import layers_of_segments
+from mergesearch.sources.groups import blocks_of_segments, layers_of_segments
 from mergesearch.starting import highest, known_merges
 from mergesearch.storage.reader import StudyReader
 from mergesearch.study import Study
@@ -65,11 +65,11 @@ def refine(
     coarse = layers_of_segments(grouping(study.parsed), study.layout.n_layers)
     fine = _divided(coarse, segments, study.layout.n_layers)
     _write_groups(tree, fine, study.layout.n_layers, per_layer=segments is None)
-    inside = {old: [n for n, layers in fine.items() if layers[0] in coarse[old]] for old in coarse}
+    inside = _inside(study, fine, per_layer=segments is None)
     names = {
         group.name: [group.name.replace(old, n, 1) for n in inside[old]]
         for group in study.groups
-        for old in coarse
+        for old in inside
         if group.name == old or group.name.startswith(f"{old}_")
     }
     for entry in tree["merge"]["coefficients"].values():
@@ -133,6 +133,19 @@ def _divided(coarse: Mapping[str, list[int]], segments: int | None, n_layers: in
     parts = [part.tolist() for s, layers in coarse.items() for part in np.array_split(layers, pieces[s])]
     first = 0 if name.startswith("layer") else 1
     return {name.format(i): part for i, part in enumerate(parts, first)}
+
+
+def _inside(study: Study, fine: Mapping[str, list[int]], *, per_layer: bool) -> dict[str, list[str]]:
+    """Every old segment, those of a decoder among them, to the new ones inside it."""
+    division = grouping(study.parsed)
+    starts = None if per_layer else tuple(layers[0] for layers in fine.values())[1:]
+    divided = replace(division, segments=None, boundaries=starts, per_layer=per_layer)
+    coarse, finer = blocks_of_segments(division, study.layout), blocks_of_segments(divided, study.layout)
+    inside = {old: [n for n, blocks in finer.items() if {*blocks} <= {*coarse[old]}] for old in coarse}
+    if sum(map(len, inside.values())) < len(finer):
+        what = f"with {len(fine)} segments the decoder's would not lie inside those that it has"
+        raise StudyFileError([f"{what}: double their number, divide by layer, or write `groups.decoder: template`"])
+    return inside
 
 
 def _write_groups(tree: Any, fine: Mapping[str, list[int]], n_layers: int, *, per_layer: bool) -> None:

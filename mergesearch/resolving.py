@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergesearch.artifacts import check_location
 from mergesearch.checks import Checks
+from mergesearch.evaluation.rerankers import detect_family
 from mergesearch.merging.registry import METHODS
 from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import check_sources, share_tokens
@@ -59,11 +60,19 @@ def resolve(parsed: ParsedStudy, *, searched: bool = True) -> Study:
             "with peft (`model.merge_and_unload().save_pretrained(...)`) and give that folder"
         )
         checks.add(message, "merge", "template")
-    layout = groups = space = shared = None
+    layout = groups = space = shared = family = None
+    reranks = content.evaluation.rerank is not None
     if merge.template in folders:
-        with checks.at("sources", merge.template):
-            layout = read_layout(folders[merge.template], trust_remote_code=merge.template in content.trusted)
-        check_encoding(parsed, folders[merge.template], checks)
+        folder = folders[merge.template]
+        if content.evaluation.rerank is not None:
+            with checks.at("evaluation", "rerank"):
+                family = detect_family(folder, content.evaluation.rerank.family)
+        else:
+            check_encoding(parsed, folder, checks)
+        if family is not None or not reranks:
+            with checks.at("sources", merge.template):
+                head = None if family is None else family.head
+                layout = read_layout(folder, head=head, trust_remote_code=merge.template in content.trusted)
     if layout is not None and not checks.found_at("merge", "groups"):
         with checks.at("merge", "groups"):
             groups = make_groups(grouping(parsed), layout)
@@ -95,6 +104,7 @@ def resolve(parsed: ParsedStudy, *, searched: bool = True) -> Study:
         raise AssertionError("a study that cannot be resolved has a problem")
     method = METHODS[merge.method]
     study = Study(parsed, folders, checkpoints, layout, shared, method, groups, space, collections, examples)
+    study = replace(study, family=None if family is None else family.name)
     if not checks.found_at("search", "strategy"):
         with checks.at("search", "strategy"):
             study.strategy()

@@ -5,30 +5,32 @@ Resolving reads headers, configurations and texts, and no weights. `Study` is wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from mergesearch.evaluation.candidates import find_candidates, first_stage_identity
 from mergesearch.evaluation.labels import PSEUDO, on_queries
 from mergesearch.evaluation.looks import LookSettings
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.search.prefixes import share_run, useful_boundaries
 from mergesearch.search.registry import STRATEGIES, Strategy
 from mergesearch.sources.cache import cache_dir
+from mergesearch.sources.encoding_files import encoding_files
 from mergesearch.sources.layout import lowest_layer
 from mergesearch.study_checks import given_measurements
 from mergesearch.study_file import artifact_location
-from mergesearch.study_inputs import collection_specs, encoding_files
+from mergesearch.study_inputs import collection_specs, rerank_settings
 from mergesearch.study_recipes import StudyRecipes
 from mergesearch.study_schema import memory_bytes
 from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluationSettings, EvaluatorSpec
 from mergesearch.workers.machine import default_threads
 from mergesearch.workers.prefix_memory import PrefixSpec
 
-_DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention"}
+_DECIDES_ELSEWHERE = {"collections", "search", "prompts", "attention", "rerank"}
 """Entries of `evaluation` that are recorded in another form, or that no score depends on."""
 FEW_QUERIES = 200
 """With fewer dev queries the highest of a hundred scores lies well above what it is worth."""
@@ -72,6 +74,7 @@ class Study(StudyRecipes):
                 batch_tokens=evaluation.batch_tokens,
                 search=evaluation.search,
                 device=_device(device or workers.device),
+                rerank=rerank_settings(self.parsed, self.family),
             ),
             study=self.name,
             shared_tokens=self.shared is not None,
@@ -160,6 +163,7 @@ class Study(StudyRecipes):
                 f"embeddings: {len(self.shared):,} of the template's {self.layout.vocab_size:,} rows belong to tokens "
                 "that all sources have and are merged; the others stay the template's"
             )
+        notes += self._notes_on_candidates()
         queries = sum(len(c.query_ids) for c in self.collections)
         if queries < FEW_QUERIES:
             notes.append(
@@ -167,6 +171,17 @@ class Study(StudyRecipes):
                 "to luck"
             )
         return notes
+
+    def _notes_on_candidates(self) -> list[str]:
+        """Of first stages that take seconds; what a bi-encoder finds is known once workers have asked it."""
+        if self.family is None:
+            return []
+        return [
+            f"{c.name}: {warning}"
+            for c, spec in zip(self.collections, self.collection_specs(), strict=True)
+            if spec.first_stage.kind != "model"
+            for warning in find_candidates(spec.first_stage, c).warnings
+        ]
 
     @property
     def racing(self) -> RacingSettings | None:
@@ -211,19 +226,8 @@ class Study(StudyRecipes):
                 # Like the device, what `auto` comes to is the machine's business.
                 **({} if content.evaluation.attention == "auto" else {"attention": content.evaluation.attention}),
                 "template_files": encoding_files(self.folders[merge.template]),
-                "collections": {
-                    c.name: {
-                        "content": c.content_hash,
-                        "weight": spec.weight,
-                        # Those that are searched are recorded with the space.
-                        "prompts": {k: None if k in spec.choices else text for k, text in spec.prompts.items()},
-                        **({"pseudo_queries": True} if spec.pseudo_queries else {}),
-                        **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
-                    }
-                    for c, spec, entry in zip(
-                        self.collections, self.collection_specs(), content.evaluation.collections, strict=True
-                    )
-                },
+                **self._how_re_ranked(),
+                "collections": dict(zip([c.name for c in self.collections], self._collections_recorded(), strict=True)),
                 # Scores per query and embeddings are kept in this order.
                 **({"order": [c.name for c in self.collections]} if len(self.collections) > 1 else {}),
                 # Batches hold texts of one look, and what was not looked at cannot be compared.
@@ -239,6 +243,25 @@ class Study(StudyRecipes):
             "merge": {"options": {name: option.default for name, option in self.method.options.items()}},
             "evaluation": entry.model_construct(**unset).model_dump(exclude=_DECIDES_ELSEWHERE),
         }
+
+    def _collections_recorded(self) -> Iterator[dict[str, Any]]:
+        """Of every collection what scores depend on."""
+        evaluation = self.parsed.content.evaluation
+        for c, spec, entry in zip(self.collections, self.collection_specs(), evaluation.collections, strict=True):
+            yield {
+                "content": c.content_hash,
+                "weight": spec.weight,
+                # Those that are searched are recorded with the space.
+                "prompts": {k: None if k in spec.choices else text for k, text in spec.prompts.items()},
+                **({"pseudo_queries": True} if spec.pseudo_queries else {}),
+                **entry.model_dump(include={"objective", "may_lose"}, exclude_none=True),
+                **({} if evaluation.rerank is None else {"first_stage": first_stage_identity(spec.first_stage, c)}),
+            }
+
+    def _how_re_ranked(self) -> dict[str, Any]:
+        """What a re-ranker is asked; nothing of bi-encoders. Of first stages, their content is recorded."""
+        settings = rerank_settings(self.parsed, self.family)
+        return {} if settings is None else {"rerank": asdict(settings)}
 
     def _what_is_measured(self) -> Mapping[str, Any]:
         """The same before and after it is measured."""

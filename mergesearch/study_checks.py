@@ -7,7 +7,7 @@ checked against the plug-ins themselves, so a new plug-in needs no change here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from mergesearch.checks import Checks, Key
@@ -107,13 +107,16 @@ def check_coefficients(parsed: ParsedStudy, checks: Checks, *, searched: bool = 
                 message = unknown(f"coefficient of {method.name}", name, known)
                 checks.add(f"merge.coefficients.{name}: {message}", "merge", "coefficients", name)
         return
-    # A model need not have a final norm or a pooler: coefficients are wrong when no choice of them fits.
-    optional = [p for p in ("final_norm", "pooler") if getattr(groups, p) == "own"]
+    # A model need not have a final norm, a pooler, a head or a decoder: coefficients are wrong when no choice fits.
+    whole = parsed.content.evaluation.rerank is not None
+    ends = ("final_norm", "pooler", "head") if whole else ("final_norm", "pooler")
+    optional = [p for p in ends if getattr(groups, p) == "own"]
     candidates = [c for n in range(len(optional), -1, -1) for c in combinations(optional, n)]
     errors = []
-    for present in candidates:
+    for decodes, present in product([False, True] if whole and groups.decoder == "own" else [False], candidates):
+        certain = _certain_groups(groups, decodes=decodes)
         try:
-            search_space(parsed, _certain_groups(groups) | dict.fromkeys(present, 1.0), searched=searched)
+            search_space(parsed, certain | dict.fromkeys(present, 1.0), searched=searched)
             return
         except StudyFileError as error:
             errors.append(error)
@@ -162,12 +165,18 @@ def _well_formed(groups: GroupsEntry) -> bool:
     return sum([groups.segments is not None, groups.boundaries is not None, groups.per_layer]) == 1
 
 
-def _certain_groups(groups: GroupsEntry) -> dict[str, float]:
-    """The merged groups that every model has, with the depths of even segments."""
+def _certain_groups(groups: GroupsEntry, *, decodes: bool) -> dict[str, float]:
+    """The merged groups that every model has, or every encoder-decoder, with the depths of even segments."""
     n = (groups.segments or 1) if groups.boundaries is None else len(groups.boundaries) + 1
     parts = [f"_{component}" for component in COMPONENTS] if groups.components else [""]
     own = {"embeddings": 0.0} if groups.embeddings == "own" else {}
-    return own | {f"segment_{i + 1}{part}": (i + 0.5) / n for i in range(n) for part in parts}
+    stacks = ["", "decoder_"] if decodes else [""]
+    return own | {
+        f"{stack}segment_{i + 1}{part}": (s + (i + 0.5) / n) / len(stacks)
+        for s, stack in enumerate(stacks)
+        for i in range(n)
+        for part in parts
+    }
 
 
 def _check_method(checks: Checks, parsed: ParsedStudy, method: MergeMethod) -> None:

@@ -5,11 +5,8 @@ Headers, configurations and texts are read, and no weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mergesearch.checks import Checks
 from mergesearch.errors import SourceError
@@ -23,18 +20,18 @@ from mergesearch.evaluation.examples import (
     read_retrieval_examples,
 )
 from mergesearch.evaluation.formats import load_collection
+from mergesearch.evaluation.rerank_settings import FirstStageSpec, RerankSettings
 from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
+from mergesearch.evaluation_schema import CollectionEntry, FirstStageEntry
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Grouping
-from mergesearch.sources.locate import holds_adapter, locate, model_folder
+from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.study_file import ParsedStudy
 from mergesearch.study_prompts import given_prompts, searched_prompts
 from mergesearch.study_schema import SourceEntry
 from mergesearch.workers.evaluator_spec import CollectionSpec
-
-_NOT_ENCODING = frozenset({"config.json", "mergesearch.json", "requirements.txt"})
 
 
 def open_sources(parsed: ParsedStudy, checks: Checks) -> tuple[dict[str, Path], dict[str, Checkpoint]]:
@@ -151,15 +148,45 @@ def collection_specs(parsed: ParsedStudy, *, test: bool = False) -> tuple[Collec
             options=c.tested[1] if test else c.options,
             split=c.test_split if test else c.split,
             relative_to=parsed.folder,
-            queries=None if test else c.queries,
+            queries=c.test_queries if test else c.queries,
             pool_negatives=None if c.pool is None else c.pool.test_negatives if test else c.pool.negatives,
             seed=content.seed,
             weight=c.weight,
             prompts=given_prompts(content.evaluation, c.prompts),
             choices={} if test else {kind: d.names for kind, d in searched[c.name].items()},
             subsample=None if test or c.subsample is None else (c.subsample.queries, c.subsample.seed),
+            first_stage=_first_stage(parsed, c),
         )
         for c in content.evaluation.collections
+    )
+
+
+def _first_stage(parsed: ParsedStudy, collection: CollectionEntry) -> FirstStageSpec:
+    """A collection's own first stage, or the study's; of a study that does not re-rank nobody asks."""
+    rerank = parsed.content.evaluation.rerank
+    entry = collection.first_stage or (FirstStageEntry(depth=100) if rerank is None else rerank.first_stage)
+    return FirstStageSpec(entry.kind, entry.options, entry.depth, parsed.folder)
+
+
+def rerank_settings(parsed: ParsedStudy, family: str | None) -> RerankSettings | None:
+    """How pairs are scored; None where merges are bi-encoders that rank the corpus.
+
+    Args:
+        parsed: the study file.
+        family: what the template is, see `detect_family`.
+    """
+    entry = parsed.content.evaluation.rerank
+    if entry is None:
+        return None
+    return RerankSettings(
+        family=family,
+        fusion=entry.fusion,
+        max_length=entry.max_length,
+        template=entry.template,
+        query_template=entry.query_template,
+        document_template=entry.document_template,
+        instruction=entry.instruction,
+        tokens=None if entry.tokens is None else (entry.tokens[0], entry.tokens[1]),
     )
 
 
@@ -174,46 +201,6 @@ def grouping(parsed: ParsedStudy) -> Grouping:
         embeddings=entry.embeddings,
         final_norm=entry.final_norm,
         pooler=entry.pooler,
+        head=entry.head,
+        decoder=entry.decoder,
     )
-
-
-def encoding_files(folder: Path) -> dict[str, str]:
-    """SHA-256 by name of the files that say how a template tokenises, prompts, pools, projects and normalises.
-
-    These are its small files, the whole folders of further sentence-transformers modules with their weights,
-    and all Python files where the template names code of its own. The transformer's `config.json` and weights
-    are not among them: they are part of a source's content hash.
-    """
-    modules = _json(folder / "modules.json")
-    listed = [m for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
-    further = [folder / str(m["path"]) for m in listed if m.get("path")]
-    whole = {f for f in further if f.resolve() != model_folder(folder).resolve()}
-    code = any(not str(m.get("type", "")).startswith("sentence_transformers.") for m in listed) or _names_code(folder)
-
-    def matters(file: Path) -> bool:
-        name = file.relative_to(folder).as_posix()
-        if name in _NOT_ENCODING or name.startswith(".") or not file.is_file():
-            return False
-        if not whole.isdisjoint(file.parents) or (code and file.suffix == ".py"):
-            return True
-        return file.suffix in (".json", ".txt", ".model") and not name.endswith(".index.json")
-
-    return {f.relative_to(folder).as_posix(): _sha256(f) for f in sorted(folder.rglob("*")) if matters(f)}
-
-
-def _names_code(folder: Path) -> bool:
-    """Whether configurations map classes to Python files, which trusted templates are loaded with."""
-    configs = [_json(file) for file in {*folder.glob("*config.json"), *model_folder(folder).glob("*config.json")}]
-    return any(isinstance(config, dict) and "auto_map" in config for config in configs)
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):  # whoever reads it for its content reports it
-        return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -67,6 +67,7 @@ class StudyRecipes:
         examples: what losses of the sources are measured on; None where none are, or the study file gives them.
         measured: the losses as far as they are known, by coefficient and source: part of every recipe.
         inherited: points that another study scored high, evaluated after what is enqueued.
+        family: of re-rankers, what the template is; None for bi-encoders.
     """
 
     parsed: ParsedStudy
@@ -81,6 +82,7 @@ class StudyRecipes:
     examples: ExampleSet | None = None
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     inherited: tuple[Params, ...] = ()
+    family: str | None = None
 
     @property
     def name(self) -> str:

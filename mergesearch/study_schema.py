@@ -71,11 +71,17 @@ class GroupsEntry(Closed):
     """Divide every segment or layer by component: `segment_1_attention`, `segment_1_mlp`, `segment_1_norms`, …"""
     embeddings: GroupRule = "template"
     """`template` copies them, `first_segment` and `last_segment` merge them along, `own` is a group of its own. With
-    `components`, embeddings and pooler go along with the segment's MLPs, and the final norm with its norms."""
+    `components`, embeddings, pooler and head go along with the segment's MLPs, and final norms with its norms."""
     final_norm: GroupRule = "last_segment"
     """The norm after the last layer, where the architecture has one."""
     pooler: GroupRule = "template"
-    """A pooler, or whatever other head the model has after the last layer."""
+    """A pooler, or whatever else an encoder has after the last layer."""
+    head: GroupRule = "template"
+    """The head of a re-ranker: what scores pairs, or predicts words. Ignored by models that are merged without one."""
+    decoder: Literal["own", "with_encoder", "template"] = "own"
+    """An encoder-decoder's decoder: `own` gives it as many segments as the encoder has (`decoder_segment_1`, …; with
+    `boundaries` equal ones; with `per_layer` one per layer), `with_encoder` gives its segments the coefficients of the
+    encoder's, `template` copies it. Its last norm goes by `final_norm`. Ignored by models without a decoder."""
 
 
 class ExamplesCollectionEntry(Closed):

@@ -81,6 +81,11 @@ def _problems(parsed: ParsedStudy) -> Iterator[tuple[tuple[str | int, ...], str]
         keys = ("evaluation", "collections", i)
         yield from _paths(keys, collection.options, parsed.folder)
         yield from _paths((*keys, "test"), collection.test, parsed.folder)
+        if collection.first_stage is not None:
+            yield from _stage_paths((*keys, "first_stage"), collection.first_stage.options, parsed.folder)
+    if content.evaluation.rerank is not None:
+        options = content.evaluation.rerank.first_stage.options
+        yield from _stage_paths(("evaluation", "rerank", "first_stage"), options, parsed.folder)
     if content.merge.examples and content.merge.examples.collection:
         yield from _paths(("merge", "examples", "collection"), content.merge.examples.collection.options, parsed.folder)
     for place, file in _files(parsed).items():
@@ -116,6 +121,17 @@ def _paths(
             file = key in ("folder", "documents") or key.endswith("_file")
             if (file and not Path(text).is_absolute()) or (key.endswith("dataset") and _is_relative(text, folder)):
                 yield (*keys, key), f"{text!r} is on this machine: {_SHARED}"
+
+
+def _stage_paths(
+    keys: tuple[str | int, ...], options: Mapping[str, Any], folder: Path
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The options of a first stage that are paths on this machine: run files, and models of no hub."""
+    for key in options.keys() & {"file", "model"}:
+        text = str(options[key])
+        named = key == "model" and (text.startswith("package:") or not _is_relative(text, folder))
+        if not named and not Path(text).is_absolute():
+            yield (*keys, key), f"{text!r} is on this machine: {_SHARED}"
 
 
 def _is_relative(location: str, folder: Path) -> bool:

@@ -15,6 +15,8 @@ from mergesearch.sources.config import load_config
 from mergesearch.sources.locate import model_folder
 from mergesearch.study import Study
 
+_LONGEST_PAIR = 512
+"""Tokens of a pair where neither study nor tokenizer says it."""
 SAMPLE_TEXTS = 5000
 """Texts that are tokenised to estimate a larger collection."""
 
@@ -34,6 +36,8 @@ def count_tokens(study: Study) -> dict[str, TokenCount]:
     """
     content = study.parsed.content
     template = content.merge.template
+    if content.evaluation.rerank is not None:
+        return _count_pairs(study)
     texts = _Texts(study.folders[template], content.evaluation.append_eos, template in content.trusted)
     lengths = content.evaluation.max_length
     counts = {}
@@ -52,6 +56,40 @@ def count_tokens(study: Study) -> dict[str, TokenCount]:
         counts[collection.name] = TokenCount(
             queries.tokens + rest.tokens, queries.exact and rest.exact and not spec.choices
         )
+    return counts
+
+
+def pairs_of(study: Study) -> dict[str, int]:
+    """Pairs that one trial scores, by collection, as if every query had all the candidates that it may have."""
+    found = {}
+    for collection, spec in zip(study.collections, study.collection_specs(), strict=True):
+        listed, depth = collection.candidates or {}, spec.first_stage.depth
+        found[collection.name] = sum(min(depth, len(listed.get(q, collection.doc_ids))) for q in collection.query_ids)
+    return found
+
+
+def _count_pairs(study: Study) -> dict[str, TokenCount]:
+    """Tokens of a re-ranker's pairs, as if every query had all its candidates, and these the length of any document.
+
+    Queries and documents are counted once each, on a sample; which documents are candidates is not looked up.
+    """
+    content = study.parsed.content
+    template, lengths = content.merge.template, content.evaluation.max_length
+    tokenizer = AutoTokenizer.from_pretrained(
+        study.folders[template], local_files_only=True, trust_remote_code=template in content.trusted
+    )
+    entry = content.evaluation.rerank
+    assert entry is not None
+    longest = entry.max_length or min(tokenizer.model_max_length, _LONGEST_PAIR)
+    counts = {}
+    for collection in study.collections:
+        means = []
+        for texts, most in ((collection.query_texts, lengths.query), (collection.doc_texts, lengths.document)):
+            sample = list(texts[:: max(1, len(texts) // SAMPLE_TEXTS)])
+            ids = tokenizer(sample, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            means.append(sum(min(len(i), most or longest) for i in ids) / max(1, len(ids)))
+        per_pair = min(longest, round(sum(means)) + tokenizer.num_special_tokens_to_add(pair=True))
+        counts[collection.name] = TokenCount(per_pair * pairs_of(study)[collection.name], exact=False)
     return counts
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import multiprocessing
+import os
+import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.commands import PATIENCE_SECONDS
+from tests.commands import PATIENCE_SECONDS, PRELOADED
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -50,3 +56,17 @@ def stop(process: psutil.Process) -> None:
     process.suspend()
     while process.status() != psutil.STATUS_STOPPED:
         time.sleep(0.001)
+
+
+def kill_when(there: Path, target: Callable[..., Any], *arguments: object) -> None:
+    """Run `target`, which hangs in the end, in a process of its own, and kill that as soon as a file is there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    while process.is_alive() and not there.exists():
+        process.join(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL

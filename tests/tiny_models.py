@@ -181,7 +181,7 @@ RERANKERS: dict[str, Kind] = {
         "$B </s>",
         "seq2seq",
         model_type="mt5",
-        config={"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+        config={"feed_forward_proj": "gated-gelu"},
     ),
     "llama": _reranker("llama", "<s> $A", "<s> $B", length=_PROMPT_LENGTH, specials=("<unk>", "<s>", "</s>", "<pad>")),
     "qwen3": _reranker("qwen3", "$A", "$B", "causal", _PROMPT_LENGTH, specials=_CHAT, tokenizer="bare bpe"),
@@ -302,6 +302,8 @@ def _random_model(
         else:
             model = getattr(transformers, _HEADS[shape.head]).from_config(model_config)
         _randomise(model)
+        if shape.model_type == "mt5" and shape.head == "seq2seq":  # with output embeddings of its own, as mT5 has
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     return model
 
 

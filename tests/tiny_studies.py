@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 from ruamel.yaml import YAML
 
-from tests.tiny_models import WORDS, make_tiny, make_variant
+from tests.tiny_models import WORDS, make_tiny, make_variant, tiny_reranker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,3 +165,36 @@ def mergesearch(*arguments: object) -> Answer:
             code = ended.code
     assert isinstance(code, int)
     return Answer(code, out.getvalue(), err.getvalue())
+
+
+def make_rerank_study(folder: Path, *, kind: str = "bert", n_layers: int = 2) -> TinyStudy:
+    """Task arithmetic on a tiny re-ranker: base and domain model of its layout, BM25's first documents, λ tuned."""
+    whole = kind in ("t5", "mt5")  # with their decoders; of others bare encoders do
+    head = None if whole else "auto"
+    tiny_reranker(kind, folder / "reranker", n_layers=n_layers)
+    tiny_reranker(kind, folder / "base", n_layers=n_layers, head=head, seed=1)
+    tiny_reranker(kind, folder / "domain", n_layers=n_layers, head=head, seed=2)
+    make_beir(folder / "collection")
+    study = TinyStudy(folder)
+    study.write(
+        {
+            "study": "tiny-reranker",
+            "seed": 3,
+            "storage": study.storage,
+            "sources": {"base": "base", "reranker": "reranker", "domain": "domain"},
+            "merge": {
+                "method": "task_arithmetic",
+                "template": "reranker",
+                "base": "base",
+                "groups": {"segments": 1, "embeddings": "first_segment", "decoder": "with_encoder"},
+                "coefficients": {"weight": {"reranker": 1, "domain": {"values": [0, 0.5, 1]}}},
+            },
+            "search": {"strategy": "grid", "enqueue": [{"weight.domain.segment_1": 1}, "sources"]},
+            "evaluation": {
+                "rerank": {"first_stage": {"kind": "bm25", "depth": 6}},
+                "collections": [{"name": "made", "folder": "collection"}],
+            },
+            "workers": {"device": "cpu", "threads": 1},
+        }
+    )
+    return study

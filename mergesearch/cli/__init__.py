@@ -37,6 +37,7 @@ from mergesearch.cli import (
     submit,
     synthesize,
     train_expert,
+    train_reranker,
     validate,
 )
 from mergesearch.errors import MergesearchError
@@ -84,6 +85,7 @@ for module in (
     methods,
     adapt,
     train_expert,
+    train_reranker,
     synthesize,
     protocol,
     submit,

@@ -10,6 +10,7 @@ import click
 from mergesearch.cli.common import announce_loading, examples
 from mergesearch.cli.training import (
     can_be_gone_on_with,
+    dtype_option,
     process_options,
     shape_options,
     take_shape,
@@ -57,6 +58,7 @@ from mergesearch.cli.training import (
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches per step.")
 @click.option("--learning-rate", type=float, default=2e-4, show_default=True)
 @click.option("--mask-probability", type=float, default=0.15, show_default=True)
+@dtype_option
 @process_options
 def command(
     model: str,

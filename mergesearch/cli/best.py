@@ -37,9 +37,12 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     study = load_study(study_file)
     with open_existing(study_file, storage) as store:
         choice = choose(study, store)
-        recipe = store.recipe(choice.number)
+        recipe, result = store.recipe(choice.number), store.result(choice.number)
+    fusion = None if result is None else result.fusion
     if output == "json":
-        print_json({**choice.to_dict(), "recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint})
+        print_json(
+            {**choice.to_dict(), "recipe": recipe.to_dict(), "fingerprint": recipe.fingerprint, "fusion": fusion}
+        )
         return
     click.echo(choice.describe())
     rows = [(g.name, span(g.places), words) for g in recipe.groups for words in coefficient_words(recipe, g)]
@@ -47,6 +50,8 @@ def command(study_file: Path, storage: str | None, output: str) -> None:
     if choice.front:
         click.echo("\nPareto front (selection scores); `export --trial N` takes another of its points")
         print_table(*front_table(choice.front))
+    if fusion is not None:
+        click.echo(f"λ = {fusion:g}: the re-ranker's share in the sum with the first stage's scores")
     for collection, prompts in recipe.prompts.items():
         for kind, text in prompts.items():
             click.echo(f"{collection}: before every {kind} stands {json.dumps(text, ensure_ascii=False)}")

@@ -10,6 +10,7 @@ import click
 from mergesearch.cli.common import announce_loading, examples
 from mergesearch.cli.training import (
     can_be_gone_on_with,
+    dtype_option,
     process_options,
     shape_options,
     take_shape,
@@ -58,6 +59,7 @@ from mergesearch.cli.training import (
 @click.option("--mini-batch", type=click.IntRange(1), help="Examples encoded at a time; the batch stays as large.")
 @click.option("--learning-rate", type=float, default=5e-5, show_default=True)
 @click.option("--temperature", type=float, default=0.05, show_default=True)
+@dtype_option
 @process_options
 def command(
     model: str,

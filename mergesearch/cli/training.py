@@ -14,7 +14,7 @@ import click
 from mergesearch.cli.common import F, quiet_libraries
 
 if TYPE_CHECKING:
-    from mergesearch.training import Adapted, AdapterSettings, Expert
+    from mergesearch.training import Adapted, AdapterSettings, Expert, TrainedReranker
 
 
 def texts_option(*names: str, help: str, exists: bool = True) -> Callable[[F], F]:  # noqa: A002 - click's name
@@ -40,12 +40,17 @@ def shape_options(*, rank: int, alpha: float, dropout: float) -> Callable[[F], F
     )
 
 
+def dtype_option(function: F) -> F:
+    """Of what is frozen, and of the computation."""
+    choice = click.Choice(["auto", "float32", "bfloat16"])
+    return click.option("--dtype", type=choice, default="auto", show_default=True)(function)
+
+
 def process_options(function: F) -> F:
     """How a training is carried out."""
     return _all_of(
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …"),
-        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
         click.option(
             "--checkpointing", is_flag=True, help="Less memory and more time: activations are computed twice."
         ),
@@ -82,7 +87,7 @@ def can_be_gone_on_with() -> Iterator[None]:
         raise
 
 
-def tell_trained(made: Adapted | Expert, what: str) -> None:
+def tell_trained(made: Adapted | Expert | TrainedReranker, what: str) -> None:
     """What was made of what, and how far the loss fell."""
     if made.before:
         click.echo(f"{made.folder} is there already, made with these settings")

@@ -80,6 +80,11 @@ class Collection:
         if problems:
             raise CollectionError(Problem(p, f"collection {self.name!r}") for p in problems)
 
+    @property
+    def judged(self) -> list[str]:
+        """Ids of the queries that have judgements, in the collection's order: those that are scored."""
+        return [query_id for query_id in self.query_ids if self.qrels.get(query_id)]
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of all that may change a score; the order of ids, the name and the split do not."""

@@ -6,18 +6,15 @@ tokenising and batching are taken out of the trial. Weights may be overwritten i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mergesearch.errors import EvaluationError, MemoryFullError
-from mergesearch.evaluation.inputs import Features, InputFormat, features, on_device, to_device
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.inputs import Features, InputFormat
 from mergesearch.evaluation.loading import (
     apply,
     check_attention,
@@ -27,7 +24,7 @@ from mergesearch.evaluation.loading import (
     first_position,
     load,
 )
-from mergesearch.evaluation.memory import is_out_of_memory, release
+from mergesearch.evaluation.planned import DTYPES, OnBatch, PlannedModel
 from mergesearch.evaluation.settings import (
     Choices,
     EncodingSettings,
@@ -38,42 +35,28 @@ from mergesearch.evaluation.settings import (
 )
 from mergesearch.evaluation.spread import devices, spread
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenizedTexts, TokenPlan, make_plan
-from mergesearch.sources.layout import find_layers, read_layout
+from mergesearch.sources.layout import read_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from mergesearch.evaluation.prefix import PrefixReuse
-
-OnBatch = Callable[[], None]
-
 _PIECE = 1000
 """Texts tokenised at a time."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROBES = ("a b c", "a")
 
 _FEATURES = {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length"}
 
 
-class Encoder:
+class Encoder(PlannedModel):
     """Texts to embeddings under the weights the model holds at the moment. Made by `open_encoder`.
-
-    Not safe for use from several threads. Equal weights, plan, dtype, device type and thread count give equal
-    embeddings to the bit.
 
     Attributes:
         model: the `SentenceTransformer`; its first module is a `Transformer`.
         settings: how it encodes.
         end_tokens: ids that a text must end in; empty when that does not matter.
-        parameters: name to live parameter of the transformer inside, tied ones once. Overwrite in place.
-        notes: what was out of the ordinary since the list was last cleared, such as a batch that was split.
-        layer_tokens: useful tokens times the transformer layers that were run for them, since it was last set.
-        reuse: what keeps hidden states for merges that are equal in their lower layers; None when nothing does.
-        most_tokens: padded tokens of the largest batch that is tried, since a larger one did not fit into memory; None
-            while everything did. A planned batch beyond it is halved until it is not: plans stay as they are.
-        out_of_memory: how often memory ran out, since it was last set.
     """
 
     def __init__(
@@ -89,29 +72,24 @@ class Encoder:
         self.settings = settings
         self.end_tokens = end_tokens
         self.start_token = start_token
-        self.parameters: Mapping[str, Tensor] = dict(model[0].model.named_parameters())
-        self.notes: list[str] = []
-        self.layer_tokens = 0
-        self.reuse: PrefixReuse | None = None
-        self.most_tokens: int | None = None
-        self.out_of_memory = 0
         self._tokenizer = model[0].tokenizer
-        self._form = InputFormat(
+        form = InputFormat(
             pad_id=self._tokenizer.pad_token_id,
             left=self._tokenizer.padding_side == "left",
             unpadded=unpadded,
-            first_position=first_position(model),
+            first_position=first_position(model[0].model),
         )
+        super().__init__(dict(model[0].model.named_parameters()), form)
 
     @property
-    def device(self) -> torch.device:
-        """Where texts go in and embeddings come out: where the weights are, or the first of them on several devices."""
-        return next(iter(self.parameters.values())).device
+    def transformer(self) -> Any:
+        """See the base class."""
+        return self.model[0].model
 
-    @cached_property
-    def layers(self) -> tuple[torch.nn.Module, ...]:
-        """The transformer blocks, in the order in which they run."""
-        return tuple(find_layers(self.model[0].model)[1])
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """See the base class: (E,)."""
+        return (self.settings.dimensions,)
 
     def describe(self) -> EncodingSettings:
         """The settings, for the study's record."""
@@ -158,7 +136,7 @@ class Encoder:
         """
         prompt = self.prompt(kind) if prompt is None else prompt
         max_length = max_length or self.settings.max_length[kind]
-        check_length(self.model, max_length)
+        check_length(self.transformer, max_length)
         prompt_length, modality = self._how_called(prompt, kind, max_length)
         pieces = (
             self._tokenize(texts[start : start + _PIECE], prompt, kind, max_length)
@@ -167,86 +145,22 @@ class Encoder:
         return make_plan(pieces, batch_tokens=batch_tokens, prompt_length=prompt_length, modality=modality, store=store)
 
     def encode(self, plan: TokenPlan, on_batch: OnBatch | None = None) -> Tensor:
-        """Embeddings of all texts in their order, fp32 [N, E], on the model's device.
-
-        Raises:
-            MemoryFullError: one text alone does not fit into memory.
-        """
-        embeddings = torch.empty(plan.n_texts, self.settings.dimensions, device=self.device)
-        for rows, part in self.chunks(plan, plan.n_texts, on_batch):
-            embeddings[to_device(torch.from_numpy(rows), self.device)] = part
-        return embeddings
-
-    def chunks(
-        self, plan: TokenPlan, most_texts: int, on_batch: OnBatch | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Embeddings of at most `most_texts` texts (or one batch) at a time.
-
-        Yields:
-            Positions of the texts, int64 [C], and their embeddings, fp32 [C, E].
-
-        Raises:
-            MemoryFullError: one text alone does not fit into memory.
-        """
-        for numbers in plan.chunks(most_texts):
-            batches = [plan.batches[number] for number in numbers]
-            parts = []
-            for batch, inputs in zip(batches, self.inputs(plan, batches), strict=True):
-                parts.append(self._encode(plan, batch, inputs))
-                if on_batch is not None:
-                    on_batch()
-            yield np.concatenate(batches), torch.cat(parts)
+        """Embeddings of all texts in their order, fp32 [N, E]; see `outputs`."""
+        return self.outputs(plan, on_batch)
 
     def encode_batch(self, plan: TokenPlan, texts: NDArray[np.int64]) -> Tensor:
-        """Embeddings of the named texts as one batch, fp32 [B, E].
+        """Embeddings of the named texts as one batch, fp32 [B, E]; see `run_batch`."""
+        return self.run_batch(plan, texts)
 
-        Where memory runs out, hidden states kept for later trials make room first. Then the batch is halved until it
-        fits, and so is every later one of its size; `notes` says so.
-
-        Raises:
-            MemoryFullError: one text alone does not fit into memory.
-        """
-        return self._encode(plan, texts, next(self.inputs(plan, [texts])))
-
-    def inputs(self, plan: TokenPlan, batches: Iterable[NDArray[np.int64]]) -> Iterator[Features]:
-        """What the model is called with for each batch, on its device; see `on_device`."""
-        return on_device((features(plan, texts, self._form) for texts in batches), self.device)
-
-    def _encode(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
-        count, longest = len(texts), int(plan.lengths[texts].max())
-        if self.most_tokens is not None and count > 1 and count * longest > self.most_tokens:
-            self.notes.append(f"a batch was split: {self.most_tokens:,} tokens are the most that fitted into memory")
-            halves = np.split(texts, [count // 2])
-            return torch.cat([self.encode_batch(plan, half) for half in halves])
-        try:
-            return self._forward(plan, texts, inputs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self.out_of_memory += 1
-            # What is kept for later must not decide how a batch is split.
-            made_room = self.reuse is not None and self.reuse.cache.give_way()
-            if count == 1 and not made_room:
-                raise MemoryFullError(
-                    f"a single text of {longest} tokens does not fit into the memory of {self.device}. Give "
-                    "a smaller maximum length, or a device with more memory."
-                ) from error
-        # Only here, past the handler, are the failed attempt's tensors free.
-        release()
-        self.notes.append(f"memory ran out over a batch of {count} × {longest} tokens")
-        if made_room:
-            self.notes.append("hidden states of earlier trials were given up for want of memory")
-        else:
-            self.most_tokens = (count + 1) // 2 * longest
-        return self.encode_batch(plan, texts)
-
-    @torch.inference_mode()
-    def _forward(self, plan: TokenPlan, texts: NDArray[np.int64], inputs: Features) -> Tensor:
-        with nullcontext(0) if self.reuse is None else self.reuse.batch(plan, texts) as known_layers:
-            # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
-            embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
-        self.layer_tokens += int(plan.lengths[texts].sum()) * (len(self.layers) - known_layers)
+    def call(self, inputs: Features) -> Tensor:
+        """See the base class."""
+        # A copy, for modules leave their results in it: a batch that failed would hold on to memory.
+        embeddings: Tensor = self.model(dict(inputs))["sentence_embedding"]
         return embeddings[:, : self.settings.dimensions].float()
+
+    def probe(self) -> TokenPlan:
+        """See the base class."""
+        return self.plan(_PROBES, "document", prompt="")
 
     def _features(self, texts: Sequence[str], prompt: str, kind: Kind, max_length: int) -> dict[str, Any]:
         """What sentence-transformers makes of a few texts, padded."""

@@ -8,17 +8,23 @@ Notation: Q queries, K candidates of a query, L shares.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))
 """λ in {0, .1, …, 1}: 0 is the first stage alone, 1 the re-ranker alone (SIGIR'25, section 4, tunes in steps of .1)."""
 _LEAST_RANGE = 1e-9
 """Scores that differ by less are equal: they become 0, as in ranx."""
+
+_DIGITS = 12
+"""Values that agree in so many digits are equal."""
 
 
 def normalise(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -82,3 +88,20 @@ def order(fused: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.i
     by_score = np.argsort(-np.take_along_axis(scores, by_id, axis=-1), axis=-1, kind="stable")
     columns: NDArray[np.int64] = np.take_along_axis(by_id, by_score, axis=-1)
     return columns
+
+
+def best_share(scores: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.intp]:
+    """Which share gives the highest value, the weighted mean of the collections' means: the first of equals.
+
+    Args:
+        scores: of every collection per query, with every share, [L, ..., Q].
+        weights: of the collections.
+
+    Returns:
+        Positions among the L shares, [...].
+    """
+    total = math.fsum(weights)
+    values = sum(weight / total * found.mean(axis=-1) for weight, found in zip(weights, scores, strict=True))
+    # What differs by the rounding of sums is equal, in whatever order and company queries are scored.
+    best: NDArray[np.intp] = np.round(values, _DIGITS).argmax(axis=0)
+    return best

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mergesearch.evaluation.tokens import TokenPlan
+    from mergesearch.evaluation.tokens import Plan
 
 Features = dict[str, Any]
 """What sentence-transformers' modules are called with."""
@@ -39,7 +39,7 @@ class InputFormat:
     token_types: bool = False
 
 
-def features(plan: TokenPlan, texts: NDArray[np.int64], form: InputFormat) -> Features:
+def features(plan: Plan, texts: NDArray[np.int64], form: InputFormat) -> Features:
     """The named texts as one batch, on the host.
 
     Returns:
@@ -47,13 +47,16 @@ def features(plan: TokenPlan, texts: NDArray[np.int64], form: InputFormat) -> Fe
         `cu_seq_lens_q` and `cu_seq_lens_k`, int32 [B + 1], `max_length_q` and `max_length_k`, and `seq_idx`, int32
         [1, T], the names by which transformers hands them to FlashAttention. And what the plan says of its texts.
     """
-    made: Features = _unpadded(plan, texts, form.first_position) if form.unpadded else _padded(plan, texts, form)
+    if form.unpadded:
+        made: Features = _unpadded(plan, texts, form.first_position)
+        mask = None
+    else:
+        ids, tokens = plan.padded(texts, pad_id=form.pad_id, left=form.left)
+        made = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(tokens)}
+        mask = tokens.astype(bool)
     if form.token_types:
         made["token_type_ids"] = torch.zeros_like(made["input_ids"])
-    made["modality"] = plan.modality
-    if plan.prompt_length is not None:
-        made["prompt_length"] = plan.prompt_length
-    return made
+    return made | plan.extras(texts, mask)
 
 
 def on_device(batches: Iterable[Features], device: torch.device) -> Iterator[Features]:
@@ -86,12 +89,7 @@ def _to_device(batch: Features, device: torch.device) -> Features:
     return {name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _padded(plan: TokenPlan, texts: NDArray[np.int64], form: InputFormat) -> Features:
-    ids, mask = plan.padded(texts, pad_id=form.pad_id, left=form.left)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-
-
-def _unpadded(plan: TokenPlan, texts: NDArray[np.int64], first_position: int) -> Features:
+def _unpadded(plan: Plan, texts: NDArray[np.int64], first_position: int) -> Features:
     ids, lengths = plan.joined(texts)
     bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
     positions = np.concatenate([np.arange(n) for n in lengths]) + first_position

@@ -1,4 +1,4 @@
-"""Embeddings of a trial that are worth keeping: what a surrogate predicts other merges' rankings from.
+"""What is worth keeping of a trial: embeddings or a re-ranker's logits, from which a surrogate predicts other merges.
 
 Of a pool every document is kept. Of a large corpus only documents that can matter are: the judged ones and those
 that a merge ranked high; whoever compares several merges fills in the rows that one has and another lacks. What is
@@ -7,6 +7,7 @@ still large is projected onto its principal directions, which costs some accurac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mergesearch.evaluation.pipeline import PreparedCollection
+    from mergesearch.evaluation.prepared_pairs import PreparedPairs
     from mergesearch.evaluation.search import TopK
 
 MOST_WHOLE = 20_000
@@ -180,6 +182,51 @@ class Keeper:
             in_order = torch.from_numpy(np.argsort(np.concatenate(self._positions[i])))
             kept.append(KeptCollection(torch.cat(self._queries[i])[in_order], rows[order], documents))
         return KeptEmbeddings(tuple(kept))
+
+
+@dataclass(frozen=True)
+class KeptLogits:
+    """What a re-ranker scored every pair under one merge, before any activation.
+
+    Attributes:
+        logits: per collection fp32 [P], in the order of its pairs (`PreparedPairs`), on the CPU.
+    """
+
+    logits: tuple[Tensor, ...]
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file."""
+        from safetensors.torch import save
+
+        content: bytes = save({f"{i}.logits": logits.contiguous() for i, logits in enumerate(self.logits)})
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> KeptLogits:
+        """What `to_bytes` wrote."""
+        from safetensors.torch import load
+
+        tensors = load(content)
+        return cls(tuple(tensors[f"{i}.logits"] for i in range(len(tensors))))
+
+
+class PairKeeper:
+    """Collects, while a trial is evaluated, the logits to keep of it.
+
+    Args:
+        collections: what it is evaluated on.
+    """
+
+    def __init__(self, collections: Sequence[PreparedPairs]) -> None:
+        self._logits = [torch.full((c.plan.n_texts,), math.nan) for c in collections]
+
+    def add(self, i: int, pairs: NDArray[np.int64], logits: Tensor) -> None:
+        """Logits of some pairs of collection `i`, fp32 [B]."""
+        self._logits[i][torch.from_numpy(pairs)] = logits.cpu()
+
+    def result(self) -> KeptLogits:
+        """What was collected; NaN for pairs that were not scored."""
+        return KeptLogits(tuple(self._logits))
 
 
 def _halved(embeddings: Tensor) -> Tensor:

@@ -118,19 +118,25 @@ def check_attention(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64])
 
 
 def choose_attention(model: Any, wanted: str) -> tuple[str, bool]:
-    """Set how the loaded model computes attention.
+    """Set how the loaded `SentenceTransformer` computes attention; see `set_attention`.
+
+    Returns:
+        The implementation's name, and whether batches go in unpadded.
+    """
+    chosen = set_attention(model[0].model, wanted)
+    return chosen, chosen == "flash_attention_2" and _takes_unpadded(model[0])
+
+
+def set_attention(transformer: Any, wanted: str) -> str:
+    """Set how a loaded model computes attention, and return the implementation's name.
 
     `auto` takes FlashAttention 2 where it can be had: a CUDA device, weights of half precision, an architecture that
     supports it and the package flash-attn. Everywhere else it leaves transformers' own choice, which is SDPA for all
     but a few old architectures.
 
-    Returns:
-        The implementation's name, and whether batches go in unpadded.
-
     Raises:
         EvaluationError: the implementation is not to be had here.
     """
-    transformer = model[0].model
     if wanted == "auto":
         usable = _lacks_for_flash(transformer) == []
         wanted = "flash_attention_2" if usable else transformer.config._attn_implementation
@@ -146,7 +152,7 @@ def choose_attention(model: Any, wanted: str) -> tuple[str, bool]:
             raise EvaluationError(
                 f"{type(transformer).__name__} does not let its attention be set to {wanted}. Use `attention: auto`."
             )
-    return wanted, wanted == "flash_attention_2" and _takes_unpadded(model[0])
+    return wanted
 
 
 def _lacks_for_flash(transformer: Any) -> list[str]:
@@ -169,29 +175,33 @@ def _takes_unpadded(module: Any) -> bool:
     return takes
 
 
-def first_position(model: Any) -> int:
+def first_position(transformer: Any) -> int:
     """The number of a text's first position: RoBERTa and its kin count from padding_idx + 1."""
-    for module in _with_positions(model):
+    for module in _with_positions(transformer):
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int):
             return padding + 1
     return 0
 
 
-def check_length(model: Any, max_length: int) -> None:
+def check_length(transformer: Any, max_length: int) -> None:
     """Raise an `EvaluationError` when a model with learned positions has fewer than `max_length`."""
-    for module in _with_positions(model):
-        limit = module.position_embeddings.num_embeddings - first_position(model)
-        if max_length > limit:
-            raise EvaluationError(
-                f"a maximum length of {max_length} tokens is more than the model's {limit} positions. "
-                f"Give {limit} or less."
-            )
+    limit = positions(transformer)
+    if limit is not None and max_length > limit:
+        raise EvaluationError(
+            f"a maximum length of {max_length} tokens is more than the model's {limit} positions. Give {limit} or less."
+        )
 
 
-def _with_positions(model: Any) -> list[Any]:
+def positions(transformer: Any) -> int | None:
+    """How many tokens a model with learned positions can tell apart; None for other models."""
+    tables = [module.position_embeddings.num_embeddings for module in _with_positions(transformer)]
+    return min(tables) - first_position(transformer) if tables else None
+
+
+def _with_positions(transformer: Any) -> list[Any]:
     """Modules with a table of learned positions."""
-    modules = model[0].model.modules()
+    modules = transformer.modules()
     return [m for m in modules if isinstance(getattr(m, "position_embeddings", None), torch.nn.Embedding)]
 
 

@@ -76,8 +76,7 @@ def plan_looks(
         shares: see `LookSettings`; a share is rounded up to whole queries.
         listed: queries are answered with what they need only, so that other documents do not change their scores.
     """
-    ends = [math.ceil(share * len(order) - 1e-9) for share in shares]
-    queries = tuple(np.sort(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+    queries = divide_queries(order, shares)
     left = document_rows
     documents = []
     for group in queries[:-1]:
@@ -93,6 +92,12 @@ def plan_looks(
     coming = np.cumsum([len(rows) for rows in documents][::-1])[::-1][1:]
     approximate = tuple(bool(n) and not listed for n in coming)
     return LookPlan(queries, tuple(documents), (*approximate, False))
+
+
+def divide_queries(order: NDArray[np.int64], shares: Sequence[float]) -> tuple[NDArray[np.int64], ...]:
+    """Positions of the queries that are new in each look, int64, ascending; arguments as for `plan_looks`."""
+    ends = [math.ceil(share * len(order) - 1e-9) for share in shares]
+    return tuple(np.sort(order[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
 
 def order_queries(query_ids: Sequence[str], seed: int) -> NDArray[np.int64]:

@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from mergesearch.errors import EvaluationError, SourceError
-from mergesearch.evaluation.encoder import DTYPES
 from mergesearch.evaluation.loading import quiet_loading
+from mergesearch.evaluation.planned import DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.account import Account, Progress
 from mergesearch.evaluation.backends import get_backend
 from mergesearch.evaluation.judgements import Judgements
+from mergesearch.evaluation.kept import Keeper
 from mergesearch.evaluation.metrics import parse_metric
 from mergesearch.evaluation.result import CollectionScores, TrialResult
-from mergesearch.evaluation.search import Ranking, TopK, order_by_id
+from mergesearch.evaluation.search import Ranking, TopK, order_by_id, own_documents
 from mergesearch.evaluation.settings import KINDS, Kind
 from mergesearch.evaluation.tokens import BATCH_TOKENS, TokenPlan
 
@@ -30,13 +28,9 @@ if TYPE_CHECKING:
 
     from mergesearch.evaluation.collection import Collection
     from mergesearch.evaluation.encoder import Encoder
-    from mergesearch.evaluation.kept import Keeper
 
 CHUNK_DOCUMENTS = 16_384
 """Embeddings held at a time: 25 MB at 384 dimensions, 268 MB at 4,096."""
-
-Progress = Callable[[int, int], None]
-"""Called with (batches encoded, batches of the trial)."""
 
 
 @dataclass(frozen=True)
@@ -194,16 +188,13 @@ class RetrievalEvaluator:
             EvaluationError: embeddings are NaN or infinite.
             MemoryFullError: one text alone does not fit into memory.
         """
-        clock, on_batch = self._begin(progress)
-        scores = tuple(self._score(i, clock, on_batch, keep_runs, keeper) for i in range(len(self.collections)))
-        return TrialResult(
-            scores,
-            clock.seconds,
-            self.n_tokens,
-            notes=self._notes(),
-            layer_tokens=self.encoder.layer_tokens,
-            out_of_memory=self.encoder.out_of_memory,
-        )
+        account = Account(self.encoder, self.n_batches, progress)
+        scores = tuple(self._score(i, account, keep_runs, keeper) for i in range(len(self.collections)))
+        return account.result(scores, self.n_tokens)
+
+    def new_keeper(self) -> Keeper:
+        """Collects the embeddings of a trial that it is given to."""
+        return Keeper(self.collections)
 
     def embed(self, i: int, rows: NDArray[np.int64]) -> Tensor:
         """Embeddings of some documents of collection `i`, by corpus position, as they are compared, fp32 [N, E]."""
@@ -211,38 +202,19 @@ class RetrievalEvaluator:
         plan = prepared.documents.subset(np.searchsorted(prepared.document_rows, rows), self._batch_tokens)
         return self._comparable(self.encoder.encode(plan))
 
-    def _begin(self, progress: Progress | None) -> tuple[Clock, Callable[[], None]]:
-        """Start a trial's accounts: its clock, and what is to be called after every batch."""
-        self.encoder.notes.clear()
-        self.encoder.layer_tokens = self.encoder.out_of_memory = 0
-        done = itertools.count(1)
-
-        def on_batch() -> None:
-            if progress is not None:
-                progress(next(done), self.n_batches)
-
-        return Clock(self.encoder.device), on_batch
-
-    def _notes(self) -> tuple[str, ...]:
-        """What was out of the ordinary in this trial."""
-        counts = Counter(self.encoder.notes).items()
-        return tuple(note if times == 1 else f"{note} ({times} times)" for note, times in counts)
-
-    def _score(
-        self, i: int, clock: Clock, on_batch: Callable[[], None], keep_runs: bool, keeper: Keeper | None
-    ) -> CollectionScores:
+    def _score(self, i: int, account: Account, keep_runs: bool, keeper: Keeper | None) -> CollectionScores:
         prepared = self.collections[i]
-        ranking = self._rank(i, clock, on_batch, keeper)
+        ranking = self._rank(i, account, keeper)
         judgements, collection = prepared.judgements, prepared.source.collection
-        with clock.phase("score"):
+        with account.clock.phase("score"):
             scores = self.metric.score(judgements.gains(ranking.rows), judgements)
             run = ranking.to_run(judgements.query_ids, collection.doc_ids) if keep_runs else None
         return CollectionScores(
             collection.name, self.metric.name, judgements.query_ids, scores, prepared.source.weight, run
         )
 
-    def _rank(self, i: int, clock: Clock, on_batch: Callable[[], None], keeper: Keeper | None) -> Ranking:
-        prepared = self.collections[i]
+    def _rank(self, i: int, account: Account, keeper: Keeper | None) -> Ranking:
+        prepared, clock, on_batch = self.collections[i], account.clock, account.on_batch
         with clock.phase("encode"):
             queries = self._comparable(self.encoder.encode(prepared.queries, on_batch))
         if keeper is not None:
@@ -321,13 +293,11 @@ class RetrievalEvaluator:
 
     def _prepare(self, i: int, source: WeightedCollection) -> PreparedCollection:
         collection = source.collection
-        query_ids = [query_id for query_id in collection.query_ids if collection.qrels.get(query_id)]
+        query_ids = collection.judged
         if not query_ids:
             raise EvaluationError(f"collection {collection.name!r} has no judged queries.")
         rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
-        exclude = candidates = None
-        if collection.exclude_same_id and not rows.keys().isdisjoint(query_ids):
-            exclude = np.array([rows.get(query_id, -1) for query_id in query_ids], dtype=np.int64)
+        candidates = None
         document_rows = np.arange(len(rows), dtype=np.int64)
         if collection.candidates is not None:
             candidates = [
@@ -342,7 +312,7 @@ class RetrievalEvaluator:
             self._plan(i, source, "document", source.document_prompt, query_ids, document_rows),
             document_rows,
             Judgements.prepare(query_ids, collection.doc_ids, collection.qrels),
-            exclude,
+            own_documents(collection),
             candidates,
             order_by_id(collection.doc_ids),
         )
@@ -351,48 +321,3 @@ class RetrievalEvaluator:
         for prepared in self.collections:
             yield prepared.queries
             yield prepared.documents
-
-
-class Clock:
-    """Wall seconds per phase.
-
-    On a CUDA device the marks are events in its queue: nothing is waited for until the seconds are asked for, and work
-    counts where it was asked for.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._phases: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time until the block ends as `encode`, `search` or `score`."""
-        started = self._mark()
-        yield
-        self._phases.append((name, started, self._mark()))
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """So far, of `encode`, `search` and `score`."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        total = {"encode": 0.0, "search": 0.0, "score": 0.0}
-        for name, started, ended in self._phases:
-            total[name] += _between(started, ended)
-        return total
-
-    def _mark(self) -> float | torch.cuda.Event:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-
-def _between(started: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
-    """Seconds from one mark of a clock to another."""
-    if isinstance(started, float) or isinstance(ended, float):
-        assert isinstance(started, float)
-        assert isinstance(ended, float)
-        return ended - started
-    return float(started.elapsed_time(ended)) / 1000

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bm25s
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 from mergesearch.errors import CollectionError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from mergesearch.evaluation.collection import Collection
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
 _TOKEN = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
 _RUN = re.compile(rf"[{_UNSPACED}]")
+WORDS = 1
+"""Version of what `tokenize` takes for words: another number, and rankings by them are worked out anew."""
 
 
 def tokenize(text: str) -> list[str]:
@@ -74,11 +78,7 @@ def pool_documents(collection: Collection, negatives: int, seed: int) -> Collect
 
 def hard_negatives(collection: Collection, k: int, seed: int) -> dict[str, list[str]]:
     """Query id to the ids of the k best-scored documents that are not relevant to it, best first."""
-    doc_tokens = [tokenize(text) for text in collection.doc_texts]
-    if not any(doc_tokens):
-        return {query_id: [] for query_id in collection.query_ids}
-    index = bm25s.BM25(backend="numpy")
-    index.index(doc_tokens, show_progress=False)
+    index = WordIndex(collection.doc_texts)
     # order_of[i]: place of document i among documents of equal score.
     hashes = [hashlib.sha256(f"{seed}\0{doc_id}".encode()).digest() for doc_id in collection.doc_ids]
     order_of = np.empty(len(hashes), dtype=np.int64)
@@ -87,23 +87,52 @@ def hard_negatives(collection: Collection, k: int, seed: int) -> dict[str, list[
     for query_id, text in zip(collection.query_ids, collection.query_texts, strict=True):
         relevant = {d for d, grade in collection.qrels[query_id].items() if grade > 0}
         barred = relevant | ({query_id} if collection.exclude_same_id else set())
-        best = _best(index, tokenize(text), k + len(barred), order_of)
-        ids = [collection.doc_ids[i] for i in best]
+        scores = index.scores(text)
+        rows = best(scores, np.flatnonzero(scores > 0), k + len(barred), order_of)
+        ids = [collection.doc_ids[i] for i in rows]
         found[query_id] = [d for d in ids if d not in barred][:k]
     return found
 
 
-def _best(index: bm25s.BM25, query: list[str], k: int, order_of: NDArray[np.int64]) -> list[int]:
-    """Rows of the k best documents with a score above 0, best first, ties by `order_of`."""
-    token_ids = index.get_tokens_ids(query)
-    if not token_ids:
-        return []
-    scores = index.get_scores_from_ids(token_ids)
-    rows = np.flatnonzero(scores > 0)
+class WordIndex:
+    """BM25 over the words of a corpus, as `tokenize` finds them.
+
+    Args:
+        texts: N documents.
+        parameters: of `bm25s.BM25`; its own defaults otherwise.
+    """
+
+    def __init__(self, texts: Sequence[str], **parameters: Any) -> None:
+        self._n = len(texts)
+        tokens = [tokenize(text) for text in texts]
+        self._index: bm25s.BM25 | None = None
+        if any(tokens):  # bm25s cannot index nothing
+            self._index = bm25s.BM25(backend="numpy", **parameters)
+            self._index.index(tokens, show_progress=False)
+
+    def scores(self, query: str) -> NDArray[np.float32]:
+        """Scores of all documents, fp32 [N]; 0 for those that share no word with the query."""
+        token_ids = [] if self._index is None else self._index.get_tokens_ids(tokenize(query))
+        if self._index is None or not token_ids:
+            return np.zeros(self._n, dtype=np.float32)
+        scores: NDArray[np.float32] = self._index.get_scores_from_ids(token_ids)
+        return scores
+
+
+def best(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], k: int, order_of: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The k of some documents with the highest scores, best first.
+
+    Args:
+        scores: of all N documents.
+        rows: the documents to choose among.
+        k: how many, at most.
+        order_of: place of each of the N documents among those of equal score.
+    """
     if len(rows) > k:
         # All documents that tie with the k-th stay until the ties are broken below.
-        kth = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
+        kth = np.partition(scores[rows], len(rows) - k)[len(rows) - k] if k else np.inf
         rows = rows[scores[rows] >= kth]
-    order = np.lexsort((order_of[rows], -scores[rows]))
-    best: list[int] = rows[order][:k].tolist()
-    return best
+    found: NDArray[np.int64] = rows[np.lexsort((order_of[rows], -scores[rows]))][:k]
+    return found

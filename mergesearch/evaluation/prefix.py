@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mergesearch.evaluation.encoder import Encoder
-    from mergesearch.evaluation.tokens import TokenPlan
+    from mergesearch.evaluation.planned import PlannedModel
+    from mergesearch.evaluation.tokens import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ Batch = tuple[str, bytes]
 """Fingerprint of a token plan and the positions of the texts."""
 LayerOutput = Any
 """A tensor, or a tuple of tensors and of None, as a transformer block puts it out."""
-
-_PROBES = ("a b c", "a")
 
 
 @dataclass
@@ -166,7 +164,7 @@ class PrefixReuse:
             self._keys = ()
 
     @contextmanager
-    def batch(self, plan: TokenPlan, texts: NDArray[np.int64]) -> Iterator[int]:
+    def batch(self, plan: Plan, texts: NDArray[np.int64]) -> Iterator[int]:
         """The model is called with this batch inside the context, once. Yields how many layers will not be run."""
         if not self._keys:
             yield 0
@@ -194,50 +192,50 @@ class PrefixReuse:
 
 
 def open_reuse(
-    encoder: Encoder, boundaries: Sequence[int], cache: PrefixCache, lowest: Mapping[str, float]
+    model: PlannedModel, boundaries: Sequence[int], cache: PrefixCache, lowest: Mapping[str, float]
 ) -> PrefixReuse | None:
-    """Prefix reuse for an encoder, once it was seen that it changes no embedding; None where it would.
+    """Prefix reuse for a model, once it was seen that it changes no output; None where it would.
 
     Models whose layers hand on more than they put out, are read between the boundaries, or use what counts as lying
     above them cannot have it. (DeBERTa's layers read position embeddings through a norm that stands after the layers.)
 
     Args:
-        encoder: its model.
+        model: an model or a re-ranker.
         boundaries: see `PrefixReuse`.
         cache: the same.
         lowest: for every parameter the lowest layer that it is said to have a say in, as `lowest_layer` gives it.
     """
-    plan = encoder.plan(_PROBES, "document", prompt="")
-    expected = encoder.encode(plan)
-    before = encoder.reuse
+    plan = model.probe()
+    expected = model.outputs(plan)
+    before = model.reuse
     try:
         for boundary in boundaries:
-            above = [parameter for name, parameter in encoder.parameters.items() if lowest[name] >= boundary]
-            if _depends(encoder, plan, boundary, above):
+            above = [parameter for name, parameter in model.parameters.items() if lowest[name] >= boundary]
+            if _depends(model, plan, boundary, above):
                 raise ValueError(f"what {boundary} layers put out depends on parameters above them")
-            encoder.reuse = PrefixReuse(encoder.layers, (boundary,), PrefixCache(encoder.device, 1 << 30))
-            with encoder.reuse.trial(str):
-                found = [encoder.encode(plan) for _ in range(2)]
-            if not all(torch.equal(embeddings, expected) for embeddings in found):
-                raise ValueError(f"embeddings differ when {boundary} layers are not run")
+            model.reuse = PrefixReuse(model.layers, (boundary,), PrefixCache(model.device, 1 << 30))
+            with model.reuse.trial(str):
+                found = [model.outputs(plan) for _ in range(2)]
+            if not all(torch.equal(outputs, expected) for outputs in found):
+                raise ValueError(f"outputs differ when {boundary} layers are not run")
     except Exception as error:
         logger.warning("hidden states are not reused with this model: %s", error)
         return None
     finally:
-        encoder.reuse = before
-    return PrefixReuse(encoder.layers, boundaries, cache)
+        model.reuse = before
+    return PrefixReuse(model.layers, boundaries, cache)
 
 
-def _depends(encoder: Encoder, plan: TokenPlan, boundary: int, parameters: Sequence[Tensor]) -> bool:
+def _depends(model: PlannedModel, plan: Plan, boundary: int, parameters: Sequence[Tensor]) -> bool:
     """Whether some parameters have a say in what the layers below a boundary put out: autograd follows them there."""
     outputs: list[LayerOutput] = []
-    hook = encoder.layers[boundary - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    hook = model.layers[boundary - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            for inputs in encoder.inputs(plan, plan.batches):
-                encoder.model(inputs)
+            for inputs in model.inputs(plan, plan.batches):
+                model.call(inputs)
     finally:
         hook.remove()
         for parameter in parameters:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergesearch.evaluation.account import Account, Progress
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.looks import LookPlan, needed_documents, order_queries, plan_looks
-from mergesearch.evaluation.pipeline import Clock, PreparedCollection, Progress, RetrievalEvaluator
-from mergesearch.evaluation.racing import RacingSettings, Rival, Verdict, judge
+from mergesearch.evaluation.pipeline import PreparedCollection, RetrievalEvaluator
+from mergesearch.evaluation.racing import RacingSettings, Rival, Verdict
 from mergesearch.evaluation.result import CollectionScores, Look, TrialResult
 from mergesearch.evaluation.search import TopK
+from mergesearch.evaluation.taking import looked_scores, standing, take_looks
 from mergesearch.evaluation.tokens import TokenPlan, plan_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -99,33 +98,20 @@ class RacedEvaluator(RetrievalEvaluator):
             EvaluationError: embeddings are NaN or infinite.
             MemoryFullError: one text alone does not fit into memory.
         """
-        clock, on_batch = self._begin(progress)
-        races = [_Race(self, i, looked, clock, on_batch, keeper) for i, looked in enumerate(self._looked())]
-        shares = [looked.source.weight for looked in self._looked()]
-        looks: list[Look] = []
-        verdict: Verdict | None = None
-        last = len(self.racing.looks.shares) - 1
-        for number in range(last + 1):
+        account = Account(self.encoder, self.n_batches, progress)
+        races = [_Race(self, i, looked, account, keeper) for i, looked in enumerate(self._looked())]
+        shares = [race.looked.source.weight for race in races]
+
+        def look(number: int) -> tuple[Look, list[NDArray[np.float64]]]:
             for race in races:
                 race.look(number)
-            looks.append(_summary(races, number))
-            if number < last and rivals:
-                scores = [race.scores[-1].astype(np.float32) for race in races]
-                verdict = judge(scores, rivals, number, shares=shares, settings=self.racing)
-                if verdict is not None:
-                    break
-        return TrialResult(
-            tuple(race.result(keep_runs=keep_runs, complete=verdict is None) for race in races),
-            clock.seconds,
-            looks[-1].tokens,
-            notes=self._notes(),
-            layer_tokens=self.encoder.layer_tokens,
-            looks=tuple(looks),
-            stopped=verdict is not None,
-            estimate=None if verdict is None else verdict.estimate,
-            stopped_by=None if verdict is None else verdict.rival,
-            out_of_memory=self.encoder.out_of_memory,
-        )
+            scores = [race.scores[-1] for race in races]
+            approximate = any(race.looked.plan.approximate[number] for race in races)
+            return standing(scores, shares, sum(race.tokens for race in races), approximate=approximate), scores
+
+        looks, verdict = take_looks(look, rivals, shares=shares, settings=self.racing)
+        scores = tuple(race.result(keep_runs=keep_runs, keep_looks=verdict is None) for race in races)
+        return account.result(scores, looks[-1].tokens, looks=looks, **Verdict.fields(verdict))
 
     def new_search(self, collection: PreparedCollection, look: PreparedLook, queries: Tensor) -> TopK:
         """The search for a look's queries, to which documents are added."""
@@ -197,11 +183,10 @@ class _Race:
         evaluator: RacedEvaluator,
         index: int,
         looked: LookedCollection,
-        clock: Clock,
-        on_batch: Callable[[], None],
+        account: Account,
         keeper: Keeper | None,
     ) -> None:
-        self._evaluator, self._clock, self._on_batch = evaluator, clock, on_batch
+        self._evaluator, self._clock, self._on_batch = evaluator, account.clock, account.on_batch
         self._index, self._keeper = index, keeper
         self.looked = looked
         self.scores: list[NDArray[np.float64]] = []
@@ -224,26 +209,15 @@ class _Race:
                 scores[group.positions] = self._evaluator.metric.score(gains, group.judgements)
         self.scores.append(scores)
 
-    def result(self, *, keep_runs: bool, complete: bool) -> CollectionScores:
+    def result(self, *, keep_runs: bool, keep_looks: bool) -> CollectionScores:
         """Scores after the last look that was taken, of the queries that were looked at."""
-        whole, scores = self.looked, self.scores[-1]
-        query_ids, collection = whole.judgements.query_ids, whole.source.collection
-        known = np.flatnonzero(~np.isnan(scores))
-        run: Mapping[str, Sequence[tuple[str, float]]] | None = None
-        if keep_runs:
-            found: dict[str, Sequence[tuple[str, float]]] = {}
+        whole = self.looked
+        run: dict[str, Sequence[tuple[str, float]]] | None = {} if keep_runs else None
+        if run is not None:
             for group, search in self._searches:
-                found |= search.result().to_run(group.judgements.query_ids, collection.doc_ids)
-            run = {query_ids[i]: found[query_ids[i]] for i in known}
-        return CollectionScores(
-            collection.name,
-            self._evaluator.metric.name,
-            tuple(query_ids[i] for i in known),
-            scores[known],
-            whole.source.weight,
-            run,
-            looks=np.array(self.scores[:-1], dtype=np.float32) if complete else None,
-        )
+                run |= search.result().to_run(group.judgements.query_ids, whole.source.collection.doc_ids)
+        query_ids, metric = whole.judgements.query_ids, self._evaluator.metric.name
+        return looked_scores(whole.source, metric, query_ids, self.scores, run, keep_looks=keep_looks)
 
     def _ask(self, look: PreparedLook) -> None:
         """Encode the look's queries and let them search the documents that are there."""
@@ -280,19 +254,6 @@ class _Race:
                 self._keeper.add_documents(self._index, rows, documents, [search for _, search in self._searches])
             if keep:
                 self._kept.append((rows, documents))
-
-
-def _summary(races: Sequence[_Race], number: int) -> Look:
-    """Where the trial stands after a look."""
-    known = [race.scores[-1][~np.isnan(race.scores[-1])] for race in races]
-    weights = [race.looked.source.weight for race in races]
-    weighted = math.fsum(w * float(scores.mean()) for w, scores in zip(weights, known, strict=True))
-    return Look(
-        queries=sum(map(len, known)),
-        mean=weighted / math.fsum(weights),
-        tokens=sum(race.tokens for race in races),
-        approximate=any(race.looked.plan.approximate[number] for race in races),
-    )
 
 
 def _in_turn(plan: TokenPlan, parts: Sequence[TokenPlan]) -> TokenPlan:

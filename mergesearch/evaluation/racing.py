@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,13 @@ class Verdict:
 
     rival: int
     estimate: float
+
+    @classmethod
+    def fields(cls, verdict: Verdict | None) -> dict[str, Any]:
+        """What a `TrialResult` holds of a verdict."""
+        if verdict is None:
+            return {"stopped": False}
+        return {"stopped": True, "estimate": verdict.estimate, "stopped_by": verdict.rival}
 
 
 @dataclass(frozen=True)

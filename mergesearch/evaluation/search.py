@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mergesearch.evaluation.collection import Collection
+
 _ABSENT = torch.iinfo(torch.int64).min
 _MATRIX_ELEMENTS = 1 << 25
 """Largest queries × documents matrix of fp32 scores: 128 MB."""
@@ -181,6 +183,18 @@ class TopK:
         keys = torch.full_like(columns_QM, _ABSENT)
         keys[valid] = (_float_to_ordered(scores).long() << 32) | self._place_of_row[row_C[columns]]
         return keys
+
+
+def own_documents(collection: Collection) -> NDArray[np.int64] | None:
+    """Corpus position per judged query of the document that is the query itself, int64 [Q], -1 for none.
+
+    None where no query has one, or where documents with the id of a query are ranked like all others.
+    """
+    judged = collection.judged
+    rows = {doc_id: row for row, doc_id in enumerate(collection.doc_ids)}
+    if not collection.exclude_same_id or rows.keys().isdisjoint(judged):
+        return None
+    return np.array([rows.get(query_id, -1) for query_id in judged], dtype=np.int64)
 
 
 def order_by_id(doc_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,41 +41,48 @@ class TokenizedTexts(NamedTuple):
     lengths: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TokenPlan:
-    """Tokenised texts and the batches they are encoded in.
-
-    Notation: N texts, T tokens in all.
+class Plan(ABC):
+    """Texts, or pairs of them, as token ids, and the batches that a model is fed with.
 
     Attributes:
-        ids: int32 [T]; memory-mapped where the plan was given a file.
-        offsets: int64 [N + 1]; text i is `ids[offsets[i]:offsets[i + 1]]`.
         batches: positions of the texts in each batch; every text is in exactly one. Longest texts first, so
             that a batch too large for the device is found at the start.
-        prompt_length: tokens of the prompt that pooling leaves out, for models that leave it out.
-        modality: how the model wants to be called: `text`, or `message` for chat-template models.
     """
 
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
     batches: tuple[NDArray[np.int64], ...]
-    prompt_length: int | None = None
-    modality: str = "text"
+
+    @property
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per text, int64 [N]."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of tokens and batches: equal plans encode the same thing in the same batches."""
+
+    @abstractmethod
+    def joined(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Token ids of the named texts one after the other, int32 [T], and tokens per text, int64 [B]."""
+
+    @abstractmethod
+    def extras(self, texts: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> dict[str, Any]:
+        """What a model is told of the named texts beside their tokens.
+
+        Args:
+            texts: positions.
+            mask: where the tokens are, bool [B, L]; None when the texts lie one after the other.
+        """
 
     @property
     def n_texts(self) -> int:
         """How many texts there are."""
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens per text, int64 [N]."""
-        return np.diff(self.offsets)
+        return len(self.lengths)
 
     @property
     def n_tokens(self) -> int:
         """Useful tokens: what a trial pays for, padding not counted."""
-        return int(self.offsets[-1])
+        return int(self.lengths.sum())
 
     @property
     def n_padded_tokens(self) -> int:
@@ -86,16 +94,6 @@ class TokenPlan:
     def useful(self) -> float:
         """Share of the padded tokens that are real ones; 1.0 for an empty plan."""
         return self.n_tokens / self.n_padded_tokens if self.batches else 1.0
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of tokens and batches: equal plans encode the same thing in the same batches."""
-        digest = hashlib.sha256(f"{self.prompt_length} {self.modality}".encode())
-        arrays: list[NDArray[Any]] = [self.ids, self.offsets, *self.batches]
-        for array in arrays:
-            digest.update(len(array).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
 
     def padded(
         self, texts: NDArray[np.int64], *, pad_id: int, left: bool
@@ -110,18 +108,6 @@ class TokenPlan:
         ids[mask] = joined
         return ids, mask.astype(np.int64)
 
-    def subset(self, texts: NDArray[np.int64], batch_tokens: int = BATCH_TOKENS) -> TokenPlan:
-        """A plan of its own for some of the texts, in the order given."""
-        ids, lengths = self.joined(texts)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return TokenPlan(ids, offsets, plan_batches(lengths, batch_tokens), self.prompt_length, self.modality)
-
-    def joined(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Token ids of the named texts one after the other, int32 [T], and tokens per text, int64 [B]."""
-        starts, ends = self.offsets[texts], self.offsets[texts + 1]
-        pieces = [self.ids[a:b] for a, b in zip(starts, ends, strict=True)]
-        return np.concatenate([np.zeros(0, dtype=np.int32), *pieces]), ends - starts
-
     def chunks(self, most_texts: int) -> Iterator[range]:
         """Consecutive batch numbers that together hold at most `most_texts` texts, and at least one batch."""
         start = held = 0
@@ -132,6 +118,59 @@ class TokenPlan:
             held += len(batch)
         if held:
             yield range(start, len(self.batches))
+
+
+@dataclass(frozen=True)
+class TokenPlan(Plan):
+    """Tokenised texts and the batches they are encoded in.
+
+    Notation: N texts, T tokens in all.
+
+    Attributes:
+        ids: int32 [T]; memory-mapped where the plan was given a file.
+        offsets: int64 [N + 1]; text i is `ids[offsets[i]:offsets[i + 1]]`.
+        batches: see the base class.
+        prompt_length: tokens of the prompt that pooling leaves out, for models that leave it out.
+        modality: how the model wants to be called: `text`, or `message` for chat-template models.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    batches: tuple[NDArray[np.int64], ...]
+    prompt_length: int | None = None
+    modality: str = "text"
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """See the base class."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See the base class."""
+        digest = hashlib.sha256(f"{self.prompt_length} {self.modality}".encode())
+        arrays: list[NDArray[Any]] = [self.ids, self.offsets, *self.batches]
+        for array in arrays:
+            digest.update(len(array).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def joined(self, texts: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """See the base class."""
+        starts, ends = self.offsets[texts], self.offsets[texts + 1]
+        pieces = [self.ids[a:b] for a, b in zip(starts, ends, strict=True)]
+        return np.concatenate([np.zeros(0, dtype=np.int32), *pieces]), ends - starts
+
+    def extras(self, texts: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> dict[str, Any]:  # noqa: ARG002
+        """See the base class: what sentence-transformers' modules want to know."""
+        prompt = {} if self.prompt_length is None else {"prompt_length": self.prompt_length}
+        return {"modality": self.modality, **prompt}
+
+    def subset(self, texts: NDArray[np.int64], batch_tokens: int = BATCH_TOKENS) -> TokenPlan:
+        """A plan of its own for some of the texts, in the order given."""
+        ids, lengths = self.joined(texts)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return TokenPlan(ids, offsets, plan_batches(lengths, batch_tokens), self.prompt_length, self.modality)
 
 
 def make_plan(
@@ -152,6 +191,14 @@ def make_plan(
         store: folder for the token ids of corpora that outgrow memory. The file in it has no name, so nothing
             is left behind and no two processes share one; it takes 4 bytes a token while the plan lives.
     """
+    ids, offsets = gather(tokenized, store)
+    return TokenPlan(ids, offsets, plan_batches(np.diff(offsets), batch_tokens), prompt_length, modality)
+
+
+def gather(
+    tokenized: Iterable[TokenizedTexts], store: Path | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Token ids of all pieces, int32 [T], and where each text begins and ends, int64 [N + 1]; see `make_plan`."""
     lengths: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     ids: NDArray[np.int32]
     if store is None:
@@ -168,9 +215,7 @@ def make_plan(
             file.flush()
             # An empty file cannot be mapped. A mapping outlives the closed file.
             ids = np.memmap(file, dtype=np.int32, mode="r") if file.tell() else np.zeros(0, dtype=np.int32)
-    all_lengths = np.concatenate(lengths)
-    offsets = np.concatenate([[0], np.cumsum(all_lengths)]).astype(np.int64)
-    return TokenPlan(ids, offsets, plan_batches(all_lengths, batch_tokens), prompt_length, modality)
+    return ids, np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
 
 
 def plan_batches(lengths: NDArray[np.int64], batch_tokens: int) -> tuple[NDArray[np.int64], ...]:

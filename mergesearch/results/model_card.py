@@ -18,6 +18,7 @@ from mergesearch.results.coefficients import coefficient_words
 from mergesearch.results.licences import common, concerns
 from mergesearch.results.model_files import prompt_names
 from mergesearch.results.provenance import licences_of
+from mergesearch.results.reranker_card import how_to_rerank
 from mergesearch.sources.layout import span
 
 _TEXT = """---
@@ -26,21 +27,12 @@ _TEXT = """---
 
 # {name}
 
-A retrieval model merged from {sources} with the method `{method}` by
+A {kind} merged from {sources} with the method `{method}` by
 [mergesearch](https://pypi.org/project/mergesearch/). No weight was trained: the coefficients below were {origin}.
 
 ## Use
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")    # or its name on the hub
-queries = model.encode_query(["a query"])
-documents = model.encode_document(["a document"])
-scores = model.similarity(queries, documents)
-```
-
-{encoding}
+{use}
 
 ## Recipe
 
@@ -66,6 +58,17 @@ This looks for the sources, refuses any whose content is not what was merged, an
 
 {licences}
 {scores}"""
+
+_USE = """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")    # or its name on the hub
+queries = model.encode_query(["a query"])
+documents = model.encode_document(["a document"])
+scores = model.similarity(queries, documents)
+```
+
+{encoding}"""
 
 _SCORES = """
 ## Scores
@@ -103,7 +106,10 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         sources=", ".join(f"`{s.location}`" for s in recipe.sources),
         method=recipe.method,
         origin="searched" if dev else "given",
-        encoding="\n".join([*_prompts(recipe), _encoding(provenance["encoding"], scored=bool(dev))]),
+        kind="re-ranker" if _reranks(provenance) else "retrieval model",
+        use=how_to_rerank(provenance)
+        if _reranks(provenance)
+        else _USE.format(encoding="\n".join([*_prompts(recipe), _encoding(provenance["encoding"], scored=bool(dev))])),
         rows="\n".join(
             _row(g.name, span(g.places), ", ".join(coefficient_words(recipe, g, digits=6))) for g in recipe.groups
         ),
@@ -118,6 +124,10 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         else _UNSCORED.format(origin=_origin(provenance)),
     )
     return str(ModelCard(text))
+
+
+def _reranks(provenance: Mapping[str, Any]) -> bool:
+    return "reranking" in provenance
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:
@@ -153,9 +163,15 @@ def _metadata(recipe: MergeRecipe, provenance: Mapping[str, Any]) -> ModelCardDa
         license=licence.id if licence else None,
         license_name=licence.name if licence else None,
         license_link=licence.link if licence else None,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=["merge", "mergesearch", "sentence-transformers", "retrieval", recipe.method],
+        library_name="transformers" if _reranks(provenance) else "sentence-transformers",
+        pipeline_tag="text-ranking" if _reranks(provenance) else "sentence-similarity",
+        tags=[
+            "merge",
+            "mergesearch",
+            "sentence-transformers",
+            "reranker" if _reranks(provenance) else "retrieval",
+            recipe.method,
+        ],
         model_name=_name(provenance) if results else None,
         eval_results=results or None,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergesearch.errors import SourceError
 from mergesearch.evaluation.encoder import Encoder
+from mergesearch.evaluation.planned import PlannedModel
 from mergesearch.evaluation.settings import KINDS, Choices, resolve
 
 MODULES_FILE = "modules.json"
@@ -22,15 +23,15 @@ _OF_A_TRAINING = frozenset({"mergesearch_training.json", "trainer_state.json"})
 _TOKENIZER_FOLDERS = (PurePath("additional_chat_templates"),)
 
 
-def save_model(encoder: Encoder, template: Path, folder: Path, prompts: Mapping[str, str] | None = None) -> None:
+def save_model(model: PlannedModel, template: Path, folder: Path, prompts: Mapping[str, str] | None = None) -> None:
     """Write the model as it is in memory, loadable by sentence-transformers and transformers.
 
     The template's tokenizer and sentence-transformers files are copied byte for byte. Only where the study pools or
     normalises otherwise than they say, or they say nothing, the modules after the transformer are written anew: the
-    folder has to give the embeddings that were scored.
+    folder has to give the embeddings that were scored. Re-rankers have no such modules.
 
     Args:
-        encoder: weights, configuration and modules.
+        model: weights, configuration and modules.
         template: the folder it was loaded from.
         folder: an empty folder.
         prompts: by name, put beside the template's own, or in their place.
@@ -39,13 +40,13 @@ def save_model(encoder: Encoder, template: Path, folder: Path, prompts: Mapping[
         OSError, SafetensorError: the files cannot be written.
     """
     # Before the copies: a template's own file wins over one that saving makes, other than config and weights.
-    encoder.model[0].model.save_pretrained(folder, max_shard_size=MAX_SHARD)
-    as_stated = states_encoding(encoder, template)
+    model.transformer.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    as_stated = states_encoding(model, template)
     for relative in template_files(template, modules=as_stated):
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(template / relative, folder / relative)
-    if not as_stated:
-        _write_modules(encoder, folder)
+    if not as_stated and isinstance(model, Encoder):
+        _write_modules(model, folder)
     if prompts:
         stated = _stated(folder)
         _write_json(folder / SETTINGS_FILE, {**stated, "prompts": {**stated.get("prompts", {}), **prompts}})
@@ -65,13 +66,18 @@ def prompt_names(prompts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return found
 
 
-def states_encoding(encoder: Encoder, template: Path) -> bool:
-    """Whether the template's own files say everything about pooling and normalising, and say what was evaluated."""
+def states_encoding(model: PlannedModel, template: Path) -> bool:
+    """Whether the template's own files say everything about pooling and normalising, and say what was evaluated.
+
+    Re-rankers neither pool nor normalise.
+    """
+    if not isinstance(model, Encoder):
+        return True
     try:
         stated = resolve(template, Choices())
     except SourceError:
         return False
-    settings = encoder.settings
+    settings = model.settings
     return (
         stated.files.has_modules
         and (stated.pooling, stated.normalize, stated.similarity)

@@ -26,7 +26,7 @@ from mergesearch.evaluation.loading import load
 from mergesearch.results.evaluate import Table
 from mergesearch.results.tested import FINAL_METRICS
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.study_inputs import encoding_files
+from mergesearch.sources.encoding_files import encoding_files
 
 BATCH_SIZE = 32
 """Texts per batch, MTEB's own default; it is part of what MTEB writes down."""

@@ -17,14 +17,16 @@ from mergesearch.evaluation.result import TrialResult
 from mergesearch.evaluation_schema import CollectionEntry
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.choose import Choice
-from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST
+from mergesearch.results.evaluate import CHOSEN, HIGHEST
 from mergesearch.results.licences import Licence, read_licence
+from mergesearch.results.readings import COMMAND
 from mergesearch.sources.locate import hub_id
 from mergesearch.storage import Reading, redact
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
 from mergesearch.versions import versions
 from mergesearch.workers.evaluator_spec import EvaluatorSpec
+from mergesearch.workers.opening import Model
 
 FORMAT = 1
 SETTINGS = ("pooling", "normalize", "similarity", "append_eos", "max_query_length", "max_document_length")
@@ -151,35 +153,43 @@ def licences_of(provenance: Mapping[str, Any]) -> dict[str, Licence | None]:
     return found
 
 
-def encoding_of(encoder: Encoder, study: Study, recipe: MergeRecipe, *, overridden: bool) -> dict[str, Any]:
-    """How texts were encoded for the scores, and whether that is not what the template's files say."""
+def how_scored(model: Model, study: Study, recipe: MergeRecipe, *, overridden: bool) -> dict[str, Any]:
+    """How texts were encoded, or pairs scored, and whether that is not what the template's files say."""
+    if not isinstance(model, Encoder):
+        return how_used(model, overridden=overridden)
     lengths = study.parsed.content.evaluation.max_length
     given: dict[str, dict[str, str]] = {}
     if not recipe.prompts:  # else the model's files hold them
         given = {c.name: {k: p for k, p in c.prompts.items() if p is not None} for c in study.collection_specs()}
-    settings = encoding_settings(encoder, overridden=overridden)
+    settings = how_used(model, overridden=overridden)["encoding"]
     cut = {"query": lengths.query, "document": lengths.document}
-    return {
+    encoding = {
         **settings,
         "scored_length": {kind: n or settings["max_length"][kind] for kind, n in cut.items()},
         "given_prompts": {name: prompts for name, prompts in given.items() if prompts},
     }
+    return {"encoding": encoding}
 
 
-def encoding_settings(encoder: Encoder, *, overridden: bool) -> dict[str, Any]:
-    """How a model that nothing was scored with encodes."""
-    settings = asdict(encoder.describe())
-    return {
+def how_used(model: Model, *, overridden: bool) -> dict[str, Any]:
+    """How a model that nothing was scored with encodes, or scores pairs."""
+    settings = asdict(model.describe())
+    if not isinstance(model, Encoder):
+        return {"reranking": settings}
+    encoding = {
         **settings,
         "differs_from_template": overridden,
         "scored_length": settings["max_length"],
         "given_prompts": {},
     }
+    return {"encoding": encoding}
 
 
 def settings_of(spec: EvaluatorSpec) -> dict[str, Any]:
     """What the study said of encoding, None where it left it to the template's files."""
-    return {name: getattr(spec.evaluation, name) for name in SETTINGS}
+    rerank = spec.evaluation.rerank
+    said = {} if rerank is None else {"rerank": asdict(rerank)}
+    return {name: getattr(spec.evaluation, name) for name in SETTINGS} | said
 
 
 def made_on(spec: EvaluatorSpec) -> dict[str, Any]:

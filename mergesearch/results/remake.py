@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mergesearch.errors import ExportError, MergesearchError, unknown
+from mergesearch.evaluation.rerank_settings import RerankSettings
 from mergesearch.merging.registry import get_method
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.folder import RECIPE_FILE, check_destination
@@ -27,7 +28,7 @@ from mergesearch.sources.adapter import open_source
 from mergesearch.sources.adapter_config import read_adapter_config
 from mergesearch.sources.alignment import share_tokens
 from mergesearch.sources.checkpoint import Checkpoint
-from mergesearch.sources.layout import EMBEDDINGS, read_layout
+from mergesearch.sources.layout import EMBEDDINGS, HEAD, read_layout
 from mergesearch.sources.locate import holds_adapter, locate
 from mergesearch.sources.vocabulary import hash_of_shared
 from mergesearch.versions import versions
@@ -76,13 +77,14 @@ def merge_recipe(
     on["device"] = device or on["device"]
     _check_device(on["device"])
     settings = {name: found.get("settings", {}).get(name) for name in SETTINGS}
+    rerank = _rerank_settings(found, recipe)
     spec = EvaluatorSpec(
         folders=here.folders,
         adapters=here.adapters,
         template=recipe.template,
         merged_places=here.places,
         collections=(),
-        evaluation=EvaluationSettings(**settings, dtype=recipe.dtype, device=on["device"]),
+        evaluation=EvaluationSettings(**settings, dtype=recipe.dtype, device=on["device"], rerank=rerank),
         threads=on["threads"],
         trusted=here.trusted,
         shared_tokens=here.shared_tokens,
@@ -95,7 +97,7 @@ def merge_recipe(
             **found,
             **made,
             "sources": {name: {**said, **before.get(name, {})} for name, said in made["sources"].items()},
-            "encoding": {**made["encoding"], **found.get("encoding", {})},
+            **{key: {**made[key], **found.get(key, {})} for key in ("encoding", "reranking") if key in made},
             "versions": {**found.get("versions", {}), **made["versions"]},
         }
 
@@ -141,6 +143,14 @@ def read_provenance(file: Path) -> dict[str, Any]:
             f"{found['fingerprint'][:12]}…. Merge from the file as it was exported, or from the recipe alone"
         )
     return found
+
+
+def _rerank_settings(found: Mapping[str, Any], recipe: MergeRecipe) -> RerankSettings | None:
+    """How a re-ranker was used; of a recipe alone its places tell that it is one."""
+    said = found.get("settings", {}).get("rerank")
+    if said is not None:
+        return RerankSettings(**{**said, "tokens": None if said["tokens"] is None else tuple(said["tokens"])})
+    return RerankSettings() if any(HEAD in g.places for g in recipe.groups) else None
 
 
 @contextmanager

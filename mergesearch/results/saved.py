@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,17 +12,20 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from mergesearch.errors import ExportError, MergesearchError
-from mergesearch.evaluation.encoder import DTYPES, Encoder, open_encoder
+from mergesearch.evaluation.encoder import Encoder
 from mergesearch.evaluation.loading import quiet_loading
+from mergesearch.evaluation.planned import DTYPES
 from mergesearch.merging.resident import ResidentMerger
+from mergesearch.results.saved_reranker import check_reranker
 from mergesearch.workers.evaluator_spec import EvaluatorSpec
+from mergesearch.workers.opening import Model, open_with
 
 EMBEDDING_TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """How far an embedding of `SentenceTransformer.encode` may lie from ours, as ‖a − b‖ / ‖b‖, by dtype. Both use the same
 weights and modules; batches are composed differently, so sums are rounded in another order."""
 
 
-def open_saved(folder: Path, spec: EvaluatorSpec, fingerprint: str) -> Encoder:
+def open_saved(folder: Path, spec: EvaluatorSpec, fingerprint: str) -> Model:
     """Load a saved model from its folder alone; its weights have to be the merge's, to the bit.
 
     Nothing but the folder says how it pools and normalises: it has to stand on its own. No file can say that an end
@@ -30,37 +34,36 @@ def open_saved(folder: Path, spec: EvaluatorSpec, fingerprint: str) -> Encoder:
     Raises:
         ExportError: the weights are not those of `fingerprint`.
     """
-    settings = spec.evaluation
-    encoder = open_encoder(
-        folder,
-        dtype=settings.dtype,
-        device=settings.device,
-        append_eos=settings.append_eos,
-        attention=settings.attention,
-        trust_remote_code=spec.template in spec.trusted,
-        gpus=spec.gpus,
-    )
-    if ResidentMerger(encoder.parameters, {}, dict.fromkeys(encoder.parameters, "")).fingerprint() != fingerprint:
+    stated = replace(spec.evaluation, pooling=None, normalize=None, similarity=None)
+    if stated.rerank is None:
+        stated = replace(stated, max_query_length=None, max_document_length=None)
+    model = open_with(stated, folder, trust_remote_code=spec.template in spec.trusted, gpus=spec.gpus)
+    if ResidentMerger(model.parameters, {}, dict.fromkeys(model.parameters, "")).fingerprint() != fingerprint:
         raise ExportError("the saved weights are not those of the merge. Nothing was exported; is the disk sound?")
-    return encoder
+    return model
 
 
 def check_libraries(
-    folder: Path, encoder: Encoder, texts: Sequence[Sequence[str]], *, trust_remote_code: bool = False
+    folder: Path, model: Model, texts: Sequence[Sequence[str]], *, trust_remote_code: bool = False
 ) -> None:
     """`SentenceTransformer` alone gives our embeddings of `texts`, and `AutoModel` loads the weights.
 
+    Re-rankers are compared with `CrossEncoder`, see `check_reranker`.
+
     Args:
         folder: the saved model.
-        encoder: the same, loaded by us.
+        model: the same, loaded by us.
         texts: lists of a few texts each, encoded together.
         trust_remote_code: run Python code that lies in the folder.
 
     Raises:
         ExportError: a library makes something else of the files.
     """
-    _check_sentence_transformers(folder, encoder, texts, trust_remote_code)
-    _check_transformers(folder, encoder, trust_remote_code)
+    if isinstance(model, Encoder):
+        _check_sentence_transformers(folder, model, texts, trust_remote_code)
+        _check_transformers(folder, model, trust_remote_code)
+    else:
+        check_reranker(folder, model, texts, trust_remote_code=trust_remote_code)
 
 
 def _check_sentence_transformers(

@@ -13,7 +13,7 @@ from mergesearch.recipe import MergeRecipe
 from mergesearch.results.export import save_merged, write_own_files
 from mergesearch.results.folder import made_whole, writing
 from mergesearch.results.mergekit.writing import mergekit_config
-from mergesearch.results.provenance import encoding_settings, made_on, now, settings_of
+from mergesearch.results.provenance import how_used, made_on, now, settings_of
 from mergesearch.results.provenance import sources_of as describe_sources
 from mergesearch.results.saved import check_libraries, open_saved, unusable_is_an_export_error
 from mergesearch.sources.checkpoint import Checkpoint
@@ -59,22 +59,22 @@ def save_unscored(
     trusted = recipe.template in spec.trusted
     torch.set_num_threads(spec.threads)
     with unusable_is_an_export_error("the sources"):
-        encoder, merger = open_merger(spec)
+        merged, merger = open_merger(spec)
         merger.apply(recipe)
     fingerprint = merger.fingerprint()
     del merger  # the sources are needed no more
     check(fingerprint)
     with made_whole(out, force=force) as partial:
-        overridden = save_merged(encoder, template, partial, out, recipe)
-        del encoder
+        overridden = save_merged(merged, template, partial, out, recipe)
+        del merged
         with unusable_is_an_export_error():
-            encoder = open_saved(partial, spec, fingerprint)
-            check_libraries(partial, encoder, _TEXTS, trust_remote_code=trusted)
+            model = open_saved(partial, spec, fingerprint)
+            check_libraries(partial, model, _TEXTS, trust_remote_code=trusted)
         located = {**spec.folders, **spec.adapters}
         made = told(
             {
                 "sources": describe_sources(recipe, located, spec.folders),
-                "encoding": encoding_settings(encoder, overridden=overridden),
+                **how_used(model, overridden=overridden),
                 "settings": settings_of(spec),
                 "weights": fingerprint,
                 "made_on": made_on(spec),
@@ -82,7 +82,7 @@ def save_unscored(
                 "exported_at": now(),
             }
         )
-        layout = read_layout(template, trust_remote_code=trusted)
+        layout = read_layout(template, head=spec.head, trust_remote_code=trusted)
         configuration = mergekit_config(recipe, layout, checkpoints, located)
         with writing(out), describing or nullcontext():
             write_own_files(partial, made, configuration)

@@ -81,7 +81,7 @@ def build_space(
     return replace(space, template=points.get(template), unmerged=unmerged)
 
 
-_COMPONENT = re.compile(r"(?:segment|layer)_\d+_(\w+)")
+_COMPONENT = re.compile(r"(?:decoder_)?(?:segment|layer)_\d+_(\w+)")
 _Entry = float | tuple[float, ...] | Range
 """A constant, the constants of a gradient, or what is searched."""
 _Shares = tuple[tuple[str, float], ...]

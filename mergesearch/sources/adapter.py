@@ -74,12 +74,14 @@ class AdaptedCheckpoint(Checkpoint):
         adapter: the adapter's folder.
         whole: raw names of tensors that the adapter replaces or adds, to their names in its file.
         low_rank: raw names of tensors that the adapter changes, to what is done to them.
+        skipped: raw names of parts of a head that the adapter changes and the base's files do not hold.
     """
 
     base: Checkpoint
     adapter: Path
     whole: Mapping[str, str]
     low_rank: Mapping[str, LowRank]
+    skipped: frozenset[str]
 
     def read_many(self, raw_names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Tensors by raw name, as `Checkpoint.read_many` gives them."""
@@ -97,6 +99,11 @@ class AdaptedCheckpoint(Checkpoint):
     def made(self) -> Set[str]:
         """What the adapter changes."""
         return self.low_rank.keys()
+
+    @property
+    def left_out(self) -> Set[str]:
+        """`skipped`."""
+        return self.skipped
 
     @cached_property
     def content_hash(self) -> str:
@@ -143,10 +150,14 @@ def _adapt(base: Checkpoint, adapter: Path) -> AdaptedCheckpoint:
     whole = {raw: key for name, key in full.items() if (raw := names.in_base(name)) is not None}
     tensors = {**base.tensors, **{raw: stored[key] for raw, key in whole.items()}}
     low_rank = {}
+    skipped: set[str] = set()
     for module, keys in modules.items():
         raw = names.in_base(f"{module}.weight")
-        if raw is None or (raw not in tensors and names.is_new(raw)):
-            continue  # of a head that the base's files do not hold
+        if raw is None:
+            continue
+        if raw not in tensors and names.is_new(raw):
+            skipped.add(raw)  # of a head that the base's files do not hold
+            continue
         found = _misfit(module, {part: stored[key].shape for part, key in keys.items()}, tensors.get(raw), config)
         problems += found
         if not found:
@@ -156,7 +167,9 @@ def _adapt(base: Checkpoint, adapter: Path) -> AdaptedCheckpoint:
         more = len(problems) - _LISTED
         raise SourceError(problems[:_LISTED] + ([f"… and {more} more modules do not fit."] if more > 0 else []))
     files = (*base.files, file)
-    return AdaptedCheckpoint(base.name, base.folder, base.config, tensors, files, base, adapter, whole, low_rank)
+    return AdaptedCheckpoint(
+        base.name, base.folder, base.config, tensors, files, base, adapter, whole, low_rank, frozenset(skipped)
+    )
 
 
 def _misfit(
@@ -235,9 +248,12 @@ class _Names:
         self._outer, self._inner = best
 
     def in_base(self, name: str) -> str | None:
-        """The raw name, which the base need not have; None for what lies outside the encoder."""
+        """The raw name, which the base need not have; of a head, which lies outside the encoder, its name as it is.
+
+        None for what lies outside the encoder and is called like a part of it.
+        """
         if not name.startswith(self._outer):
-            return None
+            return None if name in self._raw else name
         own = self._inner + name.removeprefix(self._outer)
         return self._raw.get(own, own)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mergesearch.errors import Problem, SourceError, unknown
 from mergesearch.sources.config import config_differences, load_config
-from mergesearch.sources.layout import EMBEDDINGS, POOLER, Layout
+from mergesearch.sources.layout import EMBEDDINGS, HEAD, POOLER, Head, Layout, Parameter
 from mergesearch.sources.vocabulary import (
     OtherVocabulary,
     SharedTokens,
@@ -19,7 +19,7 @@ from mergesearch.sources.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from transformers import PretrainedConfig
 
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 EARLY_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 """How names end today, and in early BERT checkpoints."""
 _LISTED = 5
+_NO_HEAD: dict[Head, str] = {
+    "sequence_classification": " These are the head that scores pairs: take a template that was trained to re-rank, or "
+    "train one with `mergesearch train-reranker`.",
+    "seq2seq_lm": " Re-ranking needs the whole encoder-decoder: take a template that was saved with decoder and head.",
+    "causal_lm": " Re-ranking needs the language-model head: take a template that was saved with it.",
+}
+_LEAVE_HEADS = (
+    " Only sources of merged heads need a fitting one: write `groups.head: template`, or take a source with the "
+    "template's head."
+)
 UNREADABLE = (
     "has no tokenizer that can be read, so its tokens cannot be matched: put its tokenizer files into the folder."
 )
@@ -39,12 +49,16 @@ def align(checkpoint: Checkpoint, layout: Layout) -> dict[str, str]:
     A checkpoint saved with a head (CausalLM, MaskedLM, classification) puts one prefix before all names of
     the encoder: the prefix under which most names match is taken. A tied parameter may be stored under any of
     its names, and norms may carry the names of early BERT checkpoints (gamma, beta). Shapes are not compared.
+    A head stands beside the encoder: before its names is what is above the encoder, mostly nothing.
     """
     spellings = _spellings(layout)
-    prefix = _prefix(checkpoint, layout)
+    starts = [_prefix(checkpoint, layout)]
+    while layout.head is not None and starts[-1]:
+        starts.append(_above(starts[-1]))
     aligned = {}
     for name in layout.parameters:
-        stored = next((prefix + s for s in spellings[name] if prefix + s in checkpoint.tensors), None)
+        spelled = (start + s for start in starts for s in spellings[name])
+        stored = next((raw for raw in spelled if raw in checkpoint.tensors), None)
         if stored is not None:
             aligned[name] = stored
     return aligned
@@ -71,8 +85,8 @@ def check_sources(
         template: the source that gives architecture, tokenizer and every parameter that is not merged.
         layout: of the template.
         merged_places: per source the places that will be read from it; only these must exist and fit. A
-            source with none is not compared. Of the template everything must exist, apart from a pooler that
-            is not merged: many encoders are saved without one, and mean or CLS pooling never runs it.
+            source with none is not compared. Of the template everything must exist, apart from a bare encoder's
+            pooler that is not merged: many are saved without one, and mean or CLS pooling never runs it.
         other_vocabulary: what becomes of sources with another tokenizer. `template` accepts them where the
             embeddings are not merged, `shared_tokens` wherever tokenizers can be read and have tokens in common.
         trust_remote_code: the sources whose configs may run code of their own.
@@ -98,12 +112,13 @@ def check_sources(
         if name == template:
             if matched and EMBEDDINGS in places and template_vocabulary is None:
                 here.append(UNREADABLE)
-            here += _misfits(checkpoint, layout, places | (set(layout.places) - {POOLER}))
+            unused = {POOLER} if layout.head is None else set()
+            here += _misfits(checkpoint, layout, places | (set(layout.places) - unused), is_template=True)
             aligned[name] = align(checkpoint, layout)
         else:
             if places:
                 here += _config_problems(checkpoint, reference, name in trust_remote_code)
-                here += _misfits(checkpoint, layout, places, matched)
+                here += _misfits(checkpoint, layout, places, matched=matched)
                 here += _vocabulary_problems(
                     checkpoint,
                     checkpoints[template],
@@ -170,31 +185,47 @@ def _prefix(checkpoint: Checkpoint, layout: Layout) -> str:
     return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
 
 
-def _n_layers(checkpoint: Checkpoint, layout: Layout) -> int:
-    start = f"{_prefix(checkpoint, layout)}{layout.layers_path}."
+def _above(prefix: str) -> str:
+    """`a.` for `a.b.`, nothing for `b.`."""
+    return "".join(prefix[:-1].rpartition(".")[:2])
+
+
+def _n_layers(checkpoint: Checkpoint, layout: Layout, layers_path: str) -> int:
+    start = f"{_prefix(checkpoint, layout)}{layers_path}."
     numbers = (raw.removeprefix(start).partition(".")[0] for raw in checkpoint.tensors if raw.startswith(start))
     return len({number for number in numbers if number.isdigit()})
 
 
-def _misfits(checkpoint: Checkpoint, layout: Layout, places: Collection[str], matched: str | None = None) -> list[str]:
-    """Layer count, then tensors at `places` that are missing or of another shape; `matched` may have other rows."""
+def _misfits(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    places: Collection[str],
+    *,
+    matched: str | None = None,
+    is_template: bool = False,
+) -> list[str]:
+    """Layer counts, then tensors at `places` that are missing or of another shape; `matched` may have other rows."""
     aligned = align(checkpoint, layout)
     if not aligned:
         some = ", ".join(list(checkpoint.tensors)[:3])
         return [f"none of its tensors ({some}, …) belongs to a {layout.model_type!r} encoder."]
-    problems = []
-    n_layers = _n_layers(checkpoint, layout)
-    other_depth = n_layers != layout.n_layers and any(place.startswith("layer.") for place in places)
-    if other_depth:
-        problems.append(f"has {n_layers} layers, the template has {layout.n_layers}.")
     wanted = [p for p in layout.parameters.values() if p.place in places]
-    missing = [p.name for p in wanted if p.name not in aligned]
-    if other_depth:
-        missing = [name for name in missing if not name.startswith(f"{layout.layers_path}.")]
-    if missing:
-        problems.append(f"lacks {len(missing)} tensors that are needed: {_some(missing)}.")
+    missing = [p for p in wanted if p.name not in aligned]
+    problems = []
+    for stack, path, n_layers in (
+        ("layer", layout.layers_path, layout.n_layers),
+        ("decoder", layout.decoder_path, layout.n_decoder_layers),
+    ):
+        found = _n_layers(checkpoint, layout, path)
+        inside = f"{stack}."
+        if found != n_layers and any(p.place.startswith(inside) for p in wanted) and (found or stack == "layer"):
+            what = "layers" if stack == "layer" else "decoder layers"
+            problems.append(f"has {found} {what}, the template has {n_layers}.")
+            missing = [p for p in missing if not p.name.startswith(f"{path}.")]
+    problems += _missing(missing, layout, is_template)
     shapes = [
         f"tensor {aligned[p.name]!r} is {list(stored)}, the template's is {list(p.shape)}."
+        + (_LEAVE_HEADS if p.place == HEAD and not is_template else "")
         for p in wanted
         if p.name in aligned
         and (stored := checkpoint.tensors[aligned[p.name]].shape) != p.shape
@@ -205,7 +236,36 @@ def _misfits(checkpoint: Checkpoint, layout: Layout, places: Collection[str], ma
         for p in wanted
         if p.name in aligned and not (dtype := checkpoint.tensors[aligned[p.name]].dtype).is_floating_point
     ]
-    return problems + shapes + integers
+    changed = {*checkpoint.made, *checkpoint.left_out}
+    ties = [
+        f"is an adapter that changes {alias}, which is the template's {name} as well: merge it into its base with peft."
+        for alias, name in layout.tied.items()
+        if layout.head is not None and layout.parameters[name].place in places and alias in changed
+    ]
+    return problems + shapes + integers + ties
+
+
+def _missing(missing: Sequence[Parameter], layout: Layout, is_template: bool) -> list[str]:
+    """Tensors that are not there, and what to do where they are a head or a decoder."""
+    by_advice: dict[str, list[str]] = {}
+    for p in missing:
+        advice = "" if layout.head is None else _advice(p.place, layout.head, is_template)
+        by_advice.setdefault(advice, []).append(p.name)
+    return [
+        f"lacks {len(names)} tensors that are needed: {_some(names)}.{advice}" for advice, names in by_advice.items()
+    ]
+
+
+def _advice(place: str, head: Head, is_template: bool) -> str:
+    decodes = place.startswith("decoder.")
+    if is_template and (decodes or place in {HEAD, POOLER}):
+        return _NO_HEAD[head]
+    if decodes:
+        return (
+            " Only sources of merged decoders need one: write `groups.decoder: template`, or take a source that was "
+            "saved whole."
+        )
+    return _LEAVE_HEADS if place == HEAD else ""
 
 
 def _config_problems(checkpoint: Checkpoint, reference: PretrainedConfig, trust_remote_code: bool) -> list[str]:

@@ -109,6 +109,11 @@ class Checkpoint:
         return frozenset()
 
     @property
+    def left_out(self) -> Set[str]:
+        """Raw names of tensors that the source would change, and of which there is nothing to change."""
+        return frozenset()
+
+    @property
     def n_bytes(self) -> int:
         """Size of all tensors together, in bytes as stored."""
         return sum(info.n_bytes for info in self.tensors.values())

@@ -2,33 +2,40 @@
 
 No architecture is known by name: the transformer blocks are the shallowest list of modules that hold weight
 matrices, every other parameter is placed by what it is and where it stands relative to that list, and inside a
-block by whether it scales, attends, or does neither.
+block by whether it scales, attends, or does neither. What lies outside a model's base is its head.
 """
 
 from __future__ import annotations
 
-import copy
-import importlib
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
-from transformers import AutoModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from mergesearch.errors import SourceError
 from mergesearch.sources.config import load_config
+from mergesearch.sources.skeleton import (
+    Head,
+    base_prefix,
+    build_skeleton,
+    canonical_parameters,
+    find_decoder_layers,
+    find_layers,
+    live_names,
+    untie_output,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-EMBEDDINGS, FINAL_NORM, POOLER = "embeddings", "final_norm", "pooler"
+__all__ = ["Head", "build_skeleton", "canonical_parameters", "find_decoder_layers", "find_layers"]
+
+EMBEDDINGS, FINAL_NORM, POOLER, HEAD = "embeddings", "final_norm", "pooler", "head"
+DECODER_NORM = "decoder.final_norm"
 ATTENTION, MLP, NORMS = COMPONENTS = ("attention", "mlp", "norms")
 """Parts of a block: what attends (projections before and after included), all norms, and everything else."""
 
@@ -40,10 +47,13 @@ class Parameter:
     """One parameter of the encoder.
 
     Attributes:
-        name: canonical name: as in the state dict of the bare encoder (AutoModel, or the encoder half).
+        name: canonical name: as in the state dict of the bare encoder (AutoModel, or the encoder half); a head's, and
+            those of a decoder, as in the whole model.
         shape: of the tensor.
         place: `embeddings`, `layer.3.attention`, `layer.3.mlp`, `layer.3.norms`, `final_norm` or `pooler`, which
-            is a pooler or any other head after the layers.
+            is a pooler or any other part of the encoder after the layers; of models with a head also `head`, and of
+            encoder-decoders `decoder.3.attention` (both of them), `decoder.3.mlp`, `decoder.3.norms` and
+            `decoder.final_norm`.
     """
 
     name: str
@@ -53,18 +63,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an encoder consists of.
+    """What an encoder, or a model with a head, consists of.
 
     Attributes:
         parameters: by canonical name, in the model's order; tied parameters once.
         tied: other canonical names to the name in `parameters` that they share a tensor with.
         buffers: canonical names of persistent buffers: never merged, taken from the template.
-        n_layers: transformer blocks.
+        n_layers: transformer blocks; of an encoder-decoder the encoder's.
         layers_path: canonical name of the list of blocks, for example `encoder.layer`.
         model_type: as in config.json.
         vocab_size: rows of the token embedding.
         hidden_size: width of the hidden states.
         word_embeddings: canonical name of the token embedding.
+        n_decoder_layers: transformer blocks of the decoder; 0 where there is none.
+        decoder_path: canonical name of their list, for example `decoder.block`.
+        head: what the model ends in; None for a bare encoder.
     """
 
     parameters: Mapping[str, Parameter]
@@ -76,13 +89,19 @@ class Layout:
     vocab_size: int
     hidden_size: int
     word_embeddings: str
+    n_decoder_layers: int = 0
+    decoder_path: str = ""
+    head: Head | None = None
 
     @property
     def places(self) -> tuple[str, ...]:
         """Every place that holds parameters, in the order in which text passes them."""
         used = {parameter.place for parameter in self.parameters.values()}
-        inside = (f"layer.{i}.{component}" for i in range(self.n_layers) for component in COMPONENTS)
-        order = (EMBEDDINGS, *inside, FINAL_NORM, POOLER)
+        inside, decoding = (
+            [f"{stack}.{i}.{component}" for i in range(n) for component in COMPONENTS]
+            for stack, n in (("layer", self.n_layers), ("decoder", self.n_decoder_layers))
+        )
+        order = (EMBEDDINGS, *inside, FINAL_NORM, POOLER, *decoding, DECODER_NORM, HEAD)
         return tuple(place for place in order if place in used)
 
     def names(self, place: str) -> tuple[str, ...]:
@@ -91,18 +110,25 @@ class Layout:
 
 
 def layer_and_component(place: str) -> tuple[int, str] | None:
-    """(3, "norms") for `layer.3.norms`; None for a place outside the layers."""
+    """(3, "norms") for `layer.3.norms`; None for a place outside the layers, such as one in a decoder."""
+    return _number_and_component(place, "layer")
+
+
+def decoder_layer_and_component(place: str) -> tuple[int, str] | None:
+    """(3, "norms") for `decoder.3.norms`; None for a place outside the decoder's layers."""
+    return _number_and_component(place, "decoder")
+
+
+def _number_and_component(place: str, stack: str) -> tuple[int, str] | None:
     kind, _, inside = place.partition(".")
-    if kind != "layer":
-        return None
     number, _, component = inside.partition(".")
-    return int(number), component
+    return (int(number), component) if kind == stack and component else None
 
 
 def lowest_layer(place: str) -> float:
     """The first transformer block whose output a place has a say in: -1 for what comes before all blocks.
 
-    For what comes after them it is infinite.
+    For what comes after them, a decoder among it, it is infinite.
     """
     inside = layer_and_component(place)
     return inside[0] if inside else -1 if place == EMBEDDINGS else math.inf
@@ -120,105 +146,86 @@ def span(places: Sequence[str]) -> str:
     return ", ".join(words) if len(words) < 4 else f"{words[0]} … {words[-1]} ({len(words)})"
 
 
-def read_layout(folder: Path, *, trust_remote_code: bool = False) -> Layout:
-    """The layout of the model in `folder`, from its config alone; no weight is read.
+def read_layout(folder: Path, *, head: Head | None = None, trust_remote_code: bool = False) -> Layout:
+    """The layout of the model in `folder`, from its config.
+
+    No weight is read, but for two embedding tables of a model with a head whose files hold both: whether they are one.
+
+    Args:
+        folder: of the model.
+        head: what it ends in; None for its bare encoder.
+        trust_remote_code: its config may run code of its own.
 
     Raises:
-        SourceError: the config cannot be used, or no list of transformer blocks can be found.
+        SourceError: the config cannot be used, the architecture has no such head, or no list of transformer blocks can
+            be found.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    model = build_skeleton(config, trust_remote_code=trust_remote_code)
+    model = build_skeleton(config, head=head, trust_remote_code=trust_remote_code)
+    if head is not None:
+        untie_output(model, folder)
+    prefix = "" if head is None else base_prefix(model)
+    live = live_names(model, prefix)
     layers_path, layers = find_layers(model)
-    named = dict(model.named_parameters())
-    everywhere = dict(model.named_parameters(remove_duplicate=False))
-    first_name = {id(parameter): name for name, parameter in named.items()}
-    persistent = model.state_dict().keys() - everywhere.keys()
+    decoder_path, decoder_layers = find_decoder_layers(model) or ("", ())
+    in_model = {name for names in live.values() for name in names}
     embedding = model.get_input_embeddings().weight
     return Layout(
-        parameters=_place_parameters(model, named, layers_path),
-        tied={name: first_name[id(p)] for name, p in everywhere.items() if name not in named},
-        buffers=tuple(name for name in model.state_dict() if name in persistent),
+        parameters=_place_parameters(model, head, live, prefix, layers_path, decoder_path),
+        tied={alias.removeprefix(prefix): name for name, names in live.items() for alias in names[1:]},
+        buffers=tuple(name.removeprefix(prefix) for name in model.state_dict() if name not in in_model),
         n_layers=len(layers),
-        layers_path=layers_path,
+        layers_path=layers_path.removeprefix(prefix),
         model_type=str(config.model_type),
         vocab_size=int(embedding.shape[0]),
         hidden_size=int(getattr(config.get_text_config(), "hidden_size", embedding.shape[1])),
-        word_embeddings=first_name[id(embedding)],
+        word_embeddings=next(name for name, names in live.items() if model.get_parameter(names[0]) is embedding),
+        n_decoder_layers=len(decoder_layers),
+        decoder_path=decoder_path.removeprefix(prefix),
+        head=head,
     )
 
 
-def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The bare encoder on torch's meta device: all names and shapes, no memory.
-
-    Encoder-decoder configs give their encoder half, as sentence-transformers loads them.
-
-    Raises:
-        SourceError: transformers cannot build the model, or an encoder-decoder family has no encoder model.
-    """
-    config = copy.deepcopy(config)
-    try:
-        with torch.device("meta"):
-            encoder = _encoder_class(config)
-            if encoder is not None:
-                config.is_encoder_decoder = False
-                return encoder(config)
-            model: PreTrainedModel = AutoModel.from_config(
-                config, attn_implementation="eager", trust_remote_code=trust_remote_code
-            )
-            return model
-    except SourceError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-        message = f"no model can be built from a config of type {config.model_type!r}: {error}"
-        raise SourceError([message]) from error
-
-
-def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The canonical name of the list of transformer blocks, and the list.
-
-    It is the shallowest `nn.ModuleList` whose members hold weight matrices; of several equally shallow ones,
-    the one with the most parameters.
-
-    Raises:
-        SourceError: there is none, or a block's parts lie in several parallel lists.
-    """
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and all(_has_matrix(member) for member in module)
-    ]
-    if not lists:
-        raise SourceError([f"no list of transformer blocks was found in {type(model).__name__}."])
-    depth = min(path.count(".") for path, _ in lists)
-    shallowest = [(path, module) for path, module in lists if path.count(".") == depth]
-    path, layers = max(shallowest, key=lambda item: _size(item[1]))
-    parent = path.rpartition(".")[0]
-    parallel = [p for p, m in shallowest if p.rpartition(".")[0] == parent and len(m) == len(layers) and p != path]
-    if parallel:
-        listed = ", ".join((path, *parallel))
-        raise SourceError([f"{type(model).__name__} spreads its blocks over parallel lists ({listed})."])
-    return path, layers
-
-
-def _place_parameters(model: nn.Module, named: Mapping[str, nn.Parameter], layers_path: str) -> dict[str, Parameter]:
-    inside = f"{layers_path}."
-    names = list(named)
-    first_block = next(i for i, name in enumerate(names) if name.startswith(inside))
+def _place_parameters(
+    model: PreTrainedModel,
+    head: Head | None,
+    live: Mapping[str, Sequence[str]],
+    prefix: str,
+    layers_path: str,
+    decoder_path: str,
+) -> dict[str, Parameter]:
+    stacks = {"layer": f"{layers_path}."} | ({"decoder": f"{decoder_path}."} if decoder_path else {})
+    names = [found[0] for found in live.values()]
+    first_block = next(i for i, name in enumerate(names) if name.startswith(stacks["layer"]))
+    output = None if head is None else model.get_output_embeddings()
     placed = {}
-    for i, (name, parameter) in enumerate(named.items()):
+    for i, (canonical, (name, *_)) in enumerate(live.items()):
         owner_path = name.rpartition(".")[0]
         owner = model.get_submodule(owner_path)
-        if name.startswith(inside):
-            number, _, path = owner_path.removeprefix(inside).partition(".")
-            place = f"layer.{number}.{placed_component(model.get_submodule(inside + number), path)}"
+        stack = next((stack for stack, inside in stacks.items() if name.startswith(inside)), None)
+        if stack is not None:
+            number, _, path = owner_path.removeprefix(stacks[stack]).partition(".")
+            place = f"{stack}.{number}.{placed_component(model.get_submodule(stacks[stack] + number), path)}"
+        elif not name.startswith(prefix) or owner is output:
+            place = HEAD
         elif isinstance(owner, nn.Embedding) or i < first_block:
             place = EMBEDDINGS
-        elif _is_norm(owner) and inside.startswith(_parent(owner_path)):
-            place = FINAL_NORM  # unlike a norm inside a head, its parent holds the blocks too
         else:
-            place = POOLER
-        placed[name] = Parameter(name, tuple(parameter.shape), place)
+            place = _after_blocks(owner, owner_path, stacks)
+        placed[canonical] = Parameter(canonical, tuple(model.get_parameter(name).shape), place)
     return placed
+
+
+def _after_blocks(owner: nn.Module, path: str, stacks: Mapping[str, str]) -> str:
+    """The place of a module that is listed after the blocks."""
+    name = path.rpartition(".")[2]
+    holds = [stack for stack, inside in stacks.items() if inside.startswith(path.removesuffix(name))]
+    if not _is_norm(owner) or not holds:
+        return POOLER
+    if len(stacks) > 1 and "embed" in name:  # the halves of BART list the norm of their embeddings last
+        return EMBEDDINGS
+    # Unlike a norm inside a head, its parent holds the blocks too.
+    return FINAL_NORM if "layer" in holds else DECODER_NORM
 
 
 def placed_component(block: nn.Module, path: str) -> str:
@@ -236,39 +243,3 @@ def placed_component(block: nn.Module, path: str) -> str:
 def _is_norm(module: nn.Module) -> bool:
     """A module that scales vectors and mixes nothing: all its own parameters are one-dimensional."""
     return all(p.dim() == 1 for p in module.parameters(recurse=False)) and hasattr(module, "weight")
-
-
-def _parent(path: str) -> str:
-    parent = path.rpartition(".")[0]
-    return f"{parent}." if parent else ""
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    """Whether a module holds a weight matrix that is not an embedding table."""
-    return any(
-        parameter.dim() > 1
-        for part in module.modules()
-        if not isinstance(part, nn.Embedding)
-        for parameter in part.parameters(recurse=False)
-    )
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _encoder_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """For encoder-decoder families the class of their encoder model; None for all others.
-
-    The config's `is_encoder_decoder` does not tell: transformers clears it when it saves an encoder alone.
-    """
-    if type(config) not in MODEL_MAPPING:
-        return None
-    whole = MODEL_MAPPING[type(config)]
-    if isinstance(whole, tuple):  # families with several bare models; AutoModel chooses by `architectures`
-        return None
-    name = f"{whole.__name__.removesuffix('Model')}EncoderModel"
-    encoder: type[PreTrainedModel] | None = getattr(importlib.import_module(whole.__module__), name, None)
-    if encoder is None and getattr(config, "is_encoder_decoder", False):
-        raise SourceError([f"{whole.__name__} is an encoder-decoder, and transformers has no {name} for it."])
-    return encoder

@@ -16,7 +16,6 @@ N documents, M shortlisted documents of a query, U documents of all shortlists, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from torch import Tensor
 from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.judgements import Judgements
 from mergesearch.evaluation.metrics import Metric, parse_metric
+from mergesearch.surrogate.ranks import judgements_of, score_columns
 
 Array = NDArray[np.float64]
 
@@ -213,8 +213,8 @@ class EmbeddingBank:
                     similarity_MC = pairs_MF @ part_FC
                     if scale_UC is not None:
                         similarity_MC *= scale_UC[columns]
-                    scores_CQ[start : start + chunk, query] = _score(
-                        metric, _of_query(bank.judgements, query), rows[documents], similarity_MC.cpu().numpy()
+                    scores_CQ[start : start + chunk, query] = score_columns(
+                        metric, judgements_of(bank.judgements, query), rows[documents], similarity_MC.cpu().numpy()
                     )
         return scores_CQ
 
@@ -300,44 +300,3 @@ def _blocks(shortlists: Sequence[NDArray[np.int64]], documents: int) -> Iterator
         block.append(query)
         named += len(shortlist)
     yield block
-
-
-def _of_query(judgements: Judgements, query: int) -> Judgements:
-    """The judgements of one query."""
-    n = judgements.n_documents
-    low, high = np.searchsorted(judgements.keys, [query * n, (query + 1) * n])
-    return Judgements(
-        judgements.query_ids[query : query + 1],
-        n,
-        judgements.ideal[query : query + 1],
-        judgements.n_relevant[query : query + 1],
-        judgements.keys[low:high] - query * n,
-        judgements.key_gains[low:high],
-    )
-
-
-def _score(
-    metric: Metric, judgements: Judgements, rows: NDArray[np.int64], similarity_MC: NDArray[np.float32]
-) -> Array:
-    """Scores [C] of C rankings of the corpus positions `rows`, [M], for one query, best similarity first.
-
-    Only the ranks of relevant documents are worked out: the others are counted and never ordered.
-    """
-    n_documents, n_candidates = similarity_MC.shape
-    found = judgements.gains(rows[None])[0]
-    gains_CK = np.zeros((n_candidates, metric.depth))
-    counter = np.uint8 if n_documents < 256 else np.int32
-    for document in np.flatnonzero(found):
-        similarity_C = similarity_MC[document]
-        # Of equal documents the first comes first, so that no two have one rank.
-        ranks = (similarity_MC[:document] >= similarity_C).sum(axis=0, dtype=counter)
-        ranks += (similarity_MC[document:] > similarity_C).sum(axis=0, dtype=counter)
-        shown = np.flatnonzero(ranks < metric.depth)
-        gains_CK[shown, ranks[shown]] = found[document]
-    times = dataclasses.replace(
-        judgements,
-        query_ids=judgements.query_ids * n_candidates,
-        ideal=np.broadcast_to(judgements.ideal, (n_candidates, judgements.ideal.shape[1])),
-        n_relevant=np.broadcast_to(judgements.n_relevant, n_candidates),
-    )
-    return metric.score(gains_CK, times)

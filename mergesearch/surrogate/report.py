@@ -36,7 +36,8 @@ class LeftOut:
         measured: its dev score.
         predicted: the same, predicted from the other merges.
         sd: standard deviation of that prediction.
-        embedding_error: root mean square distance of its embeddings from the predicted ones, per text.
+        embedding_error: root mean square distance of its embeddings from the predicted ones, per text; of its logits,
+            per pair, see `PairBank.gram`.
     """
 
     key: str

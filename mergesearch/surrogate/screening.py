@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from mergesearch.errors import EvaluationError
 from mergesearch.evaluation.luck import Luck
 from mergesearch.evaluation.objectives import PENALTY
 from mergesearch.evaluation.resampling import plain_weights
-from mergesearch.surrogate.bank import EmbeddingBank
 from mergesearch.surrogate.candidates import Space, as_points
 from mergesearch.surrogate.kriging import Kriging, LengthFit, fit_lengths
 from mergesearch.surrogate.objective import Objective, paired_error
@@ -27,6 +27,28 @@ PARENTS = 4
 """Points that local candidates are drawn around."""
 SWEEP = 9
 """Positions per coordinate when asking which coordinates matter."""
+
+
+class Bank(Protocol):
+    """What n evaluated merges left (embeddings, logits of pairs), from which others' scores are predicted."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What the merges are called."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Queries per collection."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each collection in the value."""
+
+    def gram(self) -> Array:
+        """Inner products of the merges' differences from their mean, float64 [n, n]."""
+
+    def per_query_scores(self, weights: Array, metric: str) -> Array:
+        """Scores of merges that are predicted with these weights, [C, n], of the evaluated ones, float64 [C, Q]."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +99,13 @@ class Screening:
 
 
 def screen(
-    request: Screening, bank: EmbeddingBank, measured: Array, outside: Mapping[str, Array] | None = None
+    request: Screening, bank: Bank, measured: Array, outside: Mapping[str, Array] | None = None
 ) -> ScreeningReport:
     """Pick the points that are most worth evaluating. A function of its arguments alone.
 
     Args:
         request: see there.
-        bank: embeddings of the evaluated merges, `request.keys`.
+        bank: what the evaluated merges left, `request.keys`.
         measured: their scores per query, float64 [n, Q], the queries of the bank's collections side by side.
         outside: the same, [Q], of references that are not among the evaluated merges.
 
@@ -99,7 +121,7 @@ def screen(
 class _Screen:
     """One screening: what is worked out once, and the growing table of candidates."""
 
-    def __init__(self, request: Screening, bank: EmbeddingBank, measured: Array, references: Array) -> None:
+    def __init__(self, request: Screening, bank: Bank, measured: Array, references: Array) -> None:
         self.request, self.bank, self.measured_nQ = request, bank, measured
         self.sizes, self.shares = bank.sizes, bank.shares
         self.plain = plain_weights(self.sizes, self.shares)
@@ -272,12 +294,12 @@ def _plain(values: Array) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _check(request: Screening, bank: EmbeddingBank, measured: Array, scores: Mapping[str, Array]) -> None:
+def _check(request: Screening, bank: Bank, measured: Array, scores: Mapping[str, Array]) -> None:
     n, dimensions = len(request.keys), {len(point) for point in (*request.points, *request.pending)}
     if request.keys != bank.keys or len(request.points) != n:
         raise EvaluationError(
-            f"a screening of {n} merges at {len(request.points)} points needs the embeddings of exactly those, in "
-            f"their order; the bank holds {len(bank.keys)}."
+            f"a screening of {n} merges at {len(request.points)} points needs what exactly those left, in their order; "
+            f"the bank holds {len(bank.keys)}."
         )
     if len(dimensions) != 1 or len(request.allowed) not in {0, *dimensions}:
         raise EvaluationError("a screening's points, pending points and allowed positions differ in their coordinates.")

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from torch import nn
 
 from mergesearch.errors import MergesearchError, SourceError
@@ -139,12 +137,8 @@ def save_adapter(model: PeftModel, base: str, out: Path, record: dict[str, Any])
     Raises:
         MergesearchError: when a trained number is not finite.
     """
-    broken = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
-    if broken:
-        raise MergesearchError(f"training left NaN or infinite weights: {', '.join(broken[:5])}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        made = Path(scratch) / "adapter"
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with harness.appearing(out, trained) as made:
         model.save_pretrained(str(made), save_embedding_layers=False)
         (made / "README.md").unlink(missing_ok=True)  # PEFT's empty form
         file = made / "adapter_config.json"
@@ -155,5 +149,4 @@ def save_adapter(model: PeftModel, base: str, out: Path, record: dict[str, Any])
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         shutil.copymode(file, made / "adapter_model.safetensors")
         harness.write_record(made, record)
-        made.rename(out)
     return out

@@ -7,7 +7,6 @@ L = -1/B Σᵢ log( exp(s(qᵢ, dᵢ)/τ) / Σⱼ exp(s(qᵢ, dⱼ)/τ) ), with 
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ import torch
 from mergesearch.errors import CollectionError, Problem, SourceError
 from mergesearch.sources.config import refuse_foreign_modules
 from mergesearch.training import harness
-from mergesearch.training.resumable import TrainedOnly
+from mergesearch.training.resumable import PlannedBatches, TrainedOnly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mergesearch.training.pairs import Columns
@@ -148,7 +147,7 @@ def contrastive_trainer(
             """No card: it would search the training texts for examples, under a progress bar of its own."""
 
         def get_batch_sampler(self, *positional: Any, **named: Any) -> torch.utils.data.Sampler[list[int]]:
-            return _Planned(super().get_batch_sampler(*positional, **named), self.args.max_steps)
+            return PlannedBatches(super().get_batch_sampler(*positional, **named), self.args.max_steps)
 
     scale = 1.0 / temperature
     of_column = {name: prompts.get("query" if name == "query" else "document", "") for name in columns}
@@ -164,29 +163,6 @@ def contrastive_trainer(
         if mini_batch is None
         else CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=mini_batch),
     )
-
-
-class _Planned(torch.utils.data.Sampler[list[int]]):
-    """The batches of a whole training as one pass, so that it is known which comes where.
-
-    Passes may have fewer batches than they announce, and a trainer that goes on counts by what was announced.
-    """
-
-    def __init__(self, drawn: Any, n: int) -> None:
-        self.batch_size, self.drop_last = drawn.batch_size, drawn.drop_last
-        self._batches: list[list[int]] = []
-        for number in itertools.count():
-            drawn.set_epoch(number)
-            before = len(self._batches)
-            self._batches += itertools.islice(drawn, n - before)
-            if len(self._batches) in (n, before):
-                break
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
 
 
 def model_prompts(model: Any) -> harness.Prompts:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -161,15 +162,19 @@ def _progress_callback(progress: Progress) -> TrainerCallback:
 def quiet_and_seeded(seed: int) -> Iterator[None]:
     """Seeds Python, numpy and torch inside, and leaves the caller's generators and log settings untouched.
 
-    transformers reports freshly made heads and draws a progress bar while it loads; neither is news here.
+    transformers reports freshly made heads and draws a progress bar while it loads, and sentence-transformers tells
+    when it makes a re-ranker of a retriever; nothing of that is news here.
     """
     from transformers import set_seed
-    from transformers.utils import logging
+    from transformers.utils import logging as news
 
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # what trainers draw from
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, bars = news.get_verbosity(), news.is_progress_bar_enabled()
+    news.set_verbosity_error()
+    news.disable_progress_bar()
+    others = logging.getLogger("sentence_transformers")
+    level = others.level
+    others.setLevel(logging.ERROR)
     try:
         with torch.random.fork_rng():
             set_seed(seed)
@@ -177,9 +182,10 @@ def quiet_and_seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        logging.set_verbosity(verbosity)
+        others.setLevel(level)
+        news.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            news.enable_progress_bar()
 
 
 def encoder_folder(template: Path) -> Path:
@@ -272,12 +278,7 @@ def save(template: Path, encoder: PreTrainedModel, out: Path, record: dict[str, 
     Raises:
         MergesearchError: when a trained weight is not finite.
     """
-    broken = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise MergesearchError(f"training left NaN or infinite weights: {', '.join(broken[:5])}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        made = Path(scratch) / "model"
+    with appearing(out, encoder.state_dict()) as made:
         inner = encoder_folder(template).relative_to(template)
         root_weights = {p.name for p in (template / inner).iterdir() if _is_weights(p)}
         for file in template.rglob("*"):
@@ -287,7 +288,7 @@ def save(template: Path, encoder: PreTrainedModel, out: Path, record: dict[str, 
                 continue
             (made / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, made / relative)
-        saved = Path(scratch) / "encoder"
+        saved = made.with_name("encoder")
         encoder.save_pretrained(saved, max_shard_size="5GB")
         for file in saved.iterdir():
             if _is_weights(file):
@@ -295,8 +296,28 @@ def save(template: Path, encoder: PreTrainedModel, out: Path, record: dict[str, 
                 shutil.copymode(made / inner / "config.json", made / inner / file.name)
         _fit_config(made / inner / "config.json", encoder)
         write_record(made, record)
-        made.rename(out)
     return out
+
+
+@contextmanager
+def appearing(out: Path, trained: Mapping[str, torch.Tensor]) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` under one rename.
+
+    Args:
+        out: an empty folder, or nothing yet.
+        trained: the weights that are written, by their names.
+
+    Raises:
+        MergesearchError: a trained weight is not finite.
+    """
+    broken = [name for name, tensor in trained.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise MergesearchError(f"training left NaN or infinite weights: {', '.join(broken[:5])}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        made = Path(scratch) / "made"
+        yield made
+        made.rename(out)
 
 
 def versions() -> dict[str, str]:

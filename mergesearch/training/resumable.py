@@ -8,6 +8,7 @@ come in an order that is a function of the settings alone, and draw no random nu
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -192,6 +193,29 @@ class TrainedOnly:
                 if parameter.requires_grad:
                     parameter.copy_(stored[name])
         self.losses, self._running = json.loads((Path(checkpoint) / _LOSSES).read_text(encoding="utf-8"))
+
+
+class PlannedBatches(torch.utils.data.Sampler[list[int]]):
+    """The batches of a whole training as one pass, so that it is known which comes where.
+
+    Passes may have fewer batches than they announce, and a trainer that goes on counts by what was announced.
+    """
+
+    def __init__(self, drawn: Any, n: int) -> None:
+        self.batch_size, self.drop_last = drawn.batch_size, drawn.drop_last
+        self._batches: list[list[int]] = []
+        for number in itertools.count():
+            drawn.set_epoch(number)
+            before = len(self._batches)
+            self._batches += itertools.islice(drawn, n - before)
+            if len(self._batches) in (n, before):
+                break
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
 
 
 def train_resumably(

@@ -8,16 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from mergesearch.artifacts import Artifacts
 from mergesearch.errors import EvaluationError, MergeError, MergesearchError
-from mergesearch.evaluation.kept import Keeper
 from mergesearch.evaluation.memory import with_room
 from mergesearch.evaluation.prefix import PrefixCache, PrefixReuse, open_reuse
-from mergesearch.evaluation.raced import RacedEvaluator
 from mergesearch.evaluation.racing import Rival
 from mergesearch.evaluation.result import TrialResult
 from mergesearch.recipe import MergeRecipe
@@ -81,6 +79,7 @@ class TrialEvaluator:
         worker: str = "local",
         keep_runs: bool = False,
         rivals: Sequence[Rival] = (),
+        fusion: float | None = None,
     ) -> TrialResult:
         """Build the merge in place and score it on every collection.
 
@@ -90,23 +89,25 @@ class TrialEvaluator:
             worker: noted in the result.
             keep_runs: keep the best documents per query.
             rivals: in an evaluator that races, the trials that this one has to beat, or it is stopped.
+            fusion: of a re-ranker, its share in the sum with the first stage; by default what the study says.
 
         Raises:
             MergeError: the recipe's coefficients build no merge.
             EvaluationError: the merge's embeddings cannot be scored.
             MemoryFullError: memory ran out where nothing could be cut smaller.
         """
+        options: dict[str, Any] = {} if self.spec.racing is None else {"rivals": rivals}
+        if fusion is not None:
+            options["fusion"] = fusion
         started = time.perf_counter()
         self.pipeline.use_prompts(recipe.prompts)
         _, failures = self._with_room("merging", lambda: self.merger.apply(recipe))
         merged = time.perf_counter() - started
 
-        def score() -> tuple[TrialResult, Keeper | None]:
-            keeper = Keeper(self.pipeline.collections) if self._screener is not None else None
+        def score() -> tuple[TrialResult, Any]:
+            keeper: Any = self.pipeline.new_keeper() if self._screener is not None else None
             with self._reusing(recipe):
-                if isinstance(self.pipeline, RacedEvaluator):
-                    return self.pipeline.evaluate(progress, keep_runs=keep_runs, keeper=keeper, rivals=rivals), keeper
-                return self.pipeline.evaluate(progress, keep_runs=keep_runs, keeper=keeper), keeper
+                return self.pipeline.evaluate(progress, keep_runs=keep_runs, keeper=keeper, **options), keeper
 
         (result, keeper), further = self._with_room("encoding and searching", score)
         name = ""
@@ -140,6 +141,12 @@ class TrialEvaluator:
         made = (lambda: False) if reuse is None else partial(reuse.cache.give_way, keep=0.0)
         return with_room(work, doing, self.model.device, made)
 
+    @property
+    def _width(self) -> int:
+        """Of hidden states, about."""
+        width: int = self.model.transformer.config.get_text_config().hidden_size
+        return width
+
     def _open_reuse(self) -> PrefixReuse | None:
         """What keeps hidden states between trials, in memory that is left now; None where it would not pay."""
         spec, device = self.spec, self.spec.evaluation.device
@@ -147,7 +154,7 @@ class TrialEvaluator:
             return None
         host = free_memory("cpu") // spec.workers
         free = free_memory(device) if device.startswith("cuda") else host
-        working = working_bytes(spec.evaluation.batch_tokens, self.model.settings.dimensions)
+        working = working_bytes(spec.evaluation.batch_tokens, self._width)
         tokens = self.pipeline.n_padded_tokens
         found = prefix_room(spec.prefix, device, tokens=tokens, room=free - working, host=host)
         logger.info("hidden states are kept at %s, %d + %d bytes", *found)

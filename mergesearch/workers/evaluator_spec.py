@@ -11,6 +11,8 @@ from mergesearch.evaluation.collection import Collection
 from mergesearch.evaluation.formats import get_format, load_collection
 from mergesearch.evaluation.racing import RacingSettings
 from mergesearch.evaluation.rerank_settings import FirstStageSpec, RerankSettings
+from mergesearch.evaluation.rerankers import detect_family
+from mergesearch.sources.layout import Head
 from mergesearch.workers.prefix_memory import PrefixSpec
 from mergesearch.workers.residency import Residency
 
@@ -137,6 +139,12 @@ class EvaluatorSpec:
     prefix: PrefixSpec = field(default_factory=PrefixSpec)
     racing: RacingSettings | None = None
     study: str = ""
+
+    @property
+    def head(self) -> Head | None:
+        """What the resident model ends in; None for bi-encoders."""
+        rerank = self.evaluation.rerank
+        return None if rerank is None else detect_family(self.folders[self.template], rerank.family).head
 
     @property
     def resident(self) -> EvaluatorSpec:

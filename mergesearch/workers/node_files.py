@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.errors import SourceError, WorkerError
 from mergesearch.sources.locate import commit_of, hub_id, locate
-from mergesearch.workers.evaluator_spec import EvaluatorSpec
+from mergesearch.workers.evaluator_spec import CollectionSpec, EvaluatorSpec
 
 
 def files_named(spec: EvaluatorSpec) -> dict[Path, str]:
@@ -19,12 +19,21 @@ def files_named(spec: EvaluatorSpec) -> dict[Path, str]:
     """
     files = {folder: f"source {name!r}" for name, folder in (*spec.folders.items(), *spec.adapters.items())}
     for collection in spec.collections:
-        for value in collection.options.values():
+        for value in (*collection.options.values(), *_first_stage_files(collection)):
             with suppress(OSError, RuntimeError, ValueError):  # text that can be no path
                 path = collection.relative_to / Path(value).expanduser() if isinstance(value, str) and value else None
                 if path is not None and path.exists():
                     files[path] = f"collection {collection.name!r}"
     return files
+
+
+def _first_stage_files(collection: CollectionSpec) -> Iterator[object]:
+    """What a first stage's options name, its placeholders filled in."""
+    for value in collection.first_stage.options.values():
+        named = {"{collection}": collection.name, "{split}": collection.split}
+        for placeholder, name in named.items():
+            value = value.replace(placeholder, name) if isinstance(value, str) else value
+        yield value
 
 
 def with_files_here(spec: EvaluatorSpec, files: Mapping[Path, str], node: str) -> EvaluatorSpec:

@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mergesearch.errors import CollectionError
+from mergesearch.evaluation.candidates import find_candidates
 from mergesearch.evaluation.encoder import Encoder, open_encoder
 from mergesearch.evaluation.pipeline import RetrievalEvaluator, WeightedCollection
 from mergesearch.evaluation.raced import RacedEvaluator
 from mergesearch.evaluation.racing import RacingSettings
+from mergesearch.evaluation.reranker import Reranker, open_reranker
+from mergesearch.evaluation.reranking import RacedRerankEvaluator, RerankEvaluator
 from mergesearch.merging.resident import ResidentMerger
 from mergesearch.sources.adapter import open_source
 from mergesearch.sources.alignment import align_within, share_tokens
@@ -26,23 +29,27 @@ from mergesearch.workers.residency import choose_residency, free_memory, room_fo
 
 logger = logging.getLogger(__name__)
 
+Model: TypeAlias = Encoder | Reranker
+Pipeline: TypeAlias = RetrievalEvaluator | RerankEvaluator
+"""Either kind scores the weights that its model holds on all collections."""
+
 LARGE_CORPUS = 500_000
 """Documents from which on token ids are kept on disk: about a gigabyte of them, and once per worker."""
 
 
-def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
+def open_merger(spec: EvaluatorSpec) -> tuple[Model, ResidentMerger]:
     """Load the template as the resident model, and of every source what recipes may need."""
     settings = spec.evaluation
     trusted = spec.template in spec.trusted
-    encoder = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted, gpus=spec.gpus)
-    layout = read_layout(spec.folders[spec.template], trust_remote_code=trusted)
+    model = open_with(settings, spec.folders[spec.template], trust_remote_code=trusted, gpus=spec.gpus)
+    layout = read_layout(spec.folders[spec.template], head=spec.head, trust_remote_code=trusted)
     places = {name: parameter.place for name, parameter in layout.parameters.items()}
     # Which tokens are shared, all sources decide; else those that no recipe needs are left alone.
     opened = [name for name in spec.folders if spec.shared_tokens or spec.merged_places.get(name)]
     checkpoints = {name: open_source(name, spec.folders[name], spec.adapters.get(name)) for name in opened}
     shared = share_tokens(checkpoints, template=spec.template, layout=layout) if spec.shared_tokens else None
     names = {n: align_within(c, layout, spec.merged_places.get(n, frozenset())) for n, c in checkpoints.items()}
-    devices = {name: parameter.device for name, parameter in encoder.parameters.items()}
+    devices = {name: parameter.device for name, parameter in model.parameters.items()}
     sizes = [(n, checkpoints[source].tensors[raw].n_bytes) for source, read in names.items() for n, raw in read.items()]
     bytes_at: Counter[str] = Counter()
     for name, n_bytes in sizes:
@@ -61,12 +68,24 @@ def open_merger(spec: EvaluatorSpec) -> tuple[Encoder, ResidentMerger]:
         sources[name] = read_tensors(checkpoint, names[name], kept=kept, device=devices, rows=own)
     rows = {} if shared is None else {shared.tensor: shared.rows[spec.template]}
     statistics = cache_dir() / "statistics"
-    return encoder, ResidentMerger(encoder.parameters, sources, places, rows=rows, statistics=statistics)
+    return model, ResidentMerger(model.parameters, sources, places, rows=rows, statistics=statistics)
 
 
-def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False, gpus: int = 1) -> Encoder:
-    """Load a retriever as a study's `evaluation` says."""
+def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: bool = False, gpus: int = 1) -> Model:
+    """Load a bi-encoder, or a re-ranker, as a study's `evaluation` says."""
     lengths = (settings.max_query_length, settings.max_document_length)
+    if settings.rerank is not None:
+        return open_reranker(
+            folder,
+            settings.rerank,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_query_length=settings.max_query_length,
+            max_document_length=settings.max_document_length,
+            attention=settings.attention,
+            trust_remote_code=trust_remote_code,
+            gpus=gpus,
+        )
     return open_encoder(
         folder,
         dtype=settings.dtype,
@@ -84,11 +103,11 @@ def open_with(settings: EvaluationSettings, folder: Path, *, trust_remote_code: 
 
 
 def build_pipeline(
-    encoder: Encoder,
+    model: Model,
     collections: Sequence[CollectionSpec],
     settings: EvaluationSettings,
     racing: RacingSettings | None = None,
-) -> RetrievalEvaluator:
+) -> Pipeline:
     """Tokenise every collection once and plan its batches, look by look where trials are raced."""
     weighted = [
         WeightedCollection(
@@ -104,14 +123,26 @@ def build_pipeline(
         options: dict[str, Any] = {
             "metric": settings.metric,
             "batch_tokens": settings.batch_tokens,
+            "store": store,
+        }
+        if isinstance(model, Reranker):
+            assert settings.rerank is not None
+            options["fusion"] = settings.rerank.fusion
+            found = [
+                find_candidates(c.first_stage, w.collection, device=settings.device)
+                for c, w in zip(collections, weighted, strict=True)
+            ]
+            if racing is not None:
+                return RacedRerankEvaluator(model, weighted, found, racing=racing, **options)
+            return RerankEvaluator(model, weighted, found, **options)
+        options |= {
             "max_query_length": settings.max_query_length,
             "max_document_length": settings.max_document_length,
             "backend": settings.search,
-            "store": store,
         }
         if racing is not None:
-            return RacedEvaluator(encoder, weighted, racing=racing, **options)
-        return RetrievalEvaluator(encoder, weighted, **options)
+            return RacedEvaluator(model, weighted, racing=racing, **options)
+        return RetrievalEvaluator(model, weighted, **options)
 
 
 @contextmanager

@@ -112,6 +112,7 @@ CASES = [
     Case("mergesearch protocol quality *", PARSED, "an hour; tests/unit/test_quality_protocol.py runs a tiny protocol"),
     Case("mergesearch adapt *", PARSED, TRAINS),
     Case("mergesearch train-expert *", PARSED, TRAINS),
+    Case("mergesearch train-reranker *", PARSED, TRAINS),
     Case("mergesearch protocol limited-data", NAME),
     Case("mergesearch protocol limited-data *", PARSED, TRAINS_TINY),
     *(Case(f"mergesearch synthesize {kind}", NAME) for kind in ("negatives", "queries", "prompts")),
@@ -223,7 +224,8 @@ def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (tmp_path / "models" / "domain").symlink_to(copy / "domain")
     for folder in (tmp_path / "data", tmp_path / "shared" / "data"):
         folder.mkdir(parents=True)
-        (folder / "nfcorpus").symlink_to(copy / "collection")
+        for name in ("nfcorpus", "medquad_qa"):
+            (folder / name).symlink_to(copy / "collection")
     monkeypatch.chdir(copy)
     return copy
 

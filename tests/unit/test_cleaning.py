@@ -12,8 +12,8 @@ import pytest
 from mergesearch.artifacts import Artifacts
 from mergesearch.cleaning import DAY
 from mergesearch.sources.cache import cache_dir
+from mergesearch.sources.cached import cached
 from mergesearch.storage.store import StudyStore
-from mergesearch.training.cache import cached
 from tests.tiny_studies import TinyStudy, make_study, mergesearch
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from mergesearch.training.adapters import AdapterSettings, adapter_parameters
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
 from mergesearch.training.resumable import work_folder
-from tests.commands import PRELOADED
+from tests.processes import kill_when
 from tests.tiny_models import WORDS, file_hashes, make_tiny
 
 pytest_plugins = ["tests.training_fixtures"]
@@ -126,17 +124,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(bert: Path, documents: Path,
     """Dropout, masks, order, optimizer, schedule and logged losses are all as if nothing had been."""
     undisturbed = adapt(bert, documents, tmp_path / "undisturbed")
     out = tmp_path / "out"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_train_and_hang, args=(bert, documents, out, 5))
-    process.start()
     checkpoints = work_folder(out) / "checkpoints"
-    while process.is_alive() and not (checkpoints / "checkpoint-4" / "whole").exists():
-        process.join(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_when(checkpoints / "checkpoint-4" / "whole", _train_and_hang, bert, documents, out, 5)
     assert not out.exists()
     # As if it had been killed while it was writing, too.
     (checkpoints / "checkpoint-5").mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from mergesearch import load_study
 from mergesearch.evaluation.result import CollectionScores, TrialResult
 from mergesearch.evaluation.significance import Comparison
 from mergesearch.evaluation_schema import PoolEntry
-from mergesearch.results.evaluate import times_read
+from mergesearch.results.readings import times_read
 from mergesearch.results.report.answer import answer
 from mergesearch.results.report.cautions import cautions
 from mergesearch.results.report.costs import costs, elapsed, strategies

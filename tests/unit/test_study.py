@@ -10,8 +10,8 @@ import pytest
 from mergesearch.errors import StudyFileError
 from mergesearch.merging import METHODS
 from mergesearch.resolving import load_study
+from mergesearch.sources.encoding_files import encoding_files
 from mergesearch.study import Study
-from mergesearch.study_inputs import encoding_files
 from mergesearch.workers.opening import open_merger
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_study

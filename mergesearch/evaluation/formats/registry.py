@@ -139,7 +139,7 @@ def load_collection(
         try:
             options = found.options(**values)
         except ValidationError as error:
-            problems = _option_problems(error, found.options)
+            problems = option_problems(error, found.options)
             raise CollectionError(problems, f"collection {name!r}: options of format {format!r}:") from None
     builder = CollectionBuilder(
         name,
@@ -173,7 +173,8 @@ def write_collection(format: str, collection: Collection, folder: Path) -> dict[
     return found.write(collection, folder)
 
 
-def _option_problems(error: ValidationError, options: type[BaseModel]) -> Iterable[Problem]:
+def option_problems(error: ValidationError, options: type[BaseModel]) -> Iterable[Problem]:
+    """What is wrong with options, as sentences; `options` is the model that refused them."""
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"]

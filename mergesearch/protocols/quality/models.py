@@ -13,9 +13,9 @@ import torch
 
 from mergesearch.protocols.quality.schema import Protocol, Training
 from mergesearch.protocols.quality.text import read_titles, training_pairs
+from mergesearch.sources.cached import cached
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.locate import locate
-from mergesearch.training.cache import cached
 from mergesearch.training.contrastive import train_contrastive
 from mergesearch.training.masked_lm import train_masked_lm
 

@@ -23,11 +23,11 @@ RADIUS = 0.25
 def short_names(models: list[Reference]) -> dict[Reference, str]:
     """Short names for models, each once, that are no words of a study file."""
     found: dict[Reference, str] = {}
-    taken = {*RESERVED_SOURCE_NAMES, *COMPONENTS, "embeddings", "final_norm", "pooler"}
+    taken = {*RESERVED_SOURCE_NAMES, *COMPONENTS, "embeddings", "final_norm", "pooler", "head", "decoder"}
     for model in models:
         last = Path(model.lora or model.path).name
         name = stem = re.sub(r"[^A-Za-z0-9-]+", "_", last).strip("_") or "model"
-        if re.fullmatch(r"(segment|layer)_\d+.*", name):
+        if re.fullmatch(r"(decoder_)?(segment|layer)_\d+.*", name):
             name = stem = f"model_{stem}"
         n = 1
         while name in taken:

@@ -237,6 +237,8 @@ def _refuse_unequal_weights(recipe: MergeRecipe) -> None:
 
 def _common_prefix(recipe: MergeRecipe, layout: Layout, checkpoints: Mapping[str, Checkpoint]) -> str:
     """What stands before canonical names in all sources, which have to be stored alike."""
+    if layout.head is not None or not {p for g in recipe.groups for p in g.places} <= {*layout.places}:
+        raise _CannotBeSaidError("re-rankers are merged with their heads, and configurations are of models without one")
     expected = None
     for ref in recipe.sources:
         checkpoint = checkpoints[ref.name]

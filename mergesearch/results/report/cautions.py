@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mergesearch.results.evaluate import times_read
+from mergesearch.results.readings import times_read
 from mergesearch.results.report.held_out import HeldOut
 from mergesearch.results.report.stability import Candidate
 from mergesearch.results.tested import shown_p

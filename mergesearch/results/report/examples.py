@@ -17,9 +17,9 @@ from mergesearch.evaluation.result import CollectionScores
 from mergesearch.recipe import MergeRecipe
 from mergesearch.results.recorded import check_unchanged
 from mergesearch.results.view import StudyView
+from mergesearch.sources.cached import cached
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
-from mergesearch.training.cache import cached
 from mergesearch.workers.evaluator import TrialEvaluator
 from mergesearch.workers.evaluator_spec import BatchProgress
 

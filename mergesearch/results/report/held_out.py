@@ -11,7 +11,8 @@ import numpy as np
 from mergesearch.evaluation.labels import PSEUDO
 from mergesearch.evaluation.resampling import bootstrap_weights, plain_weights
 from mergesearch.evaluation.result import CollectionScores
-from mergesearch.results.evaluate import CHOSEN, COMMAND, HIGHEST
+from mergesearch.results.evaluate import CHOSEN, HIGHEST
+from mergesearch.results.readings import COMMAND
 from mergesearch.results.tested import PairedTest, paired_tests
 from mergesearch.results.view import StudyView
 from mergesearch.storage.reader import Reading

@@ -17,7 +17,7 @@ from mergesearch.merging.registry import METHODS
 from mergesearch.recipe import MergeRecipe
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import make_groups
-from mergesearch.sources.layout import Layout, Parameter, layer_and_component
+from mergesearch.sources.layout import Layout, Parameter, decoder_layer_and_component, layer_and_component
 from mergesearch.storage.reader import StudyReader
 from mergesearch.storage.record import plain
 from mergesearch.study import Study
@@ -87,8 +87,11 @@ def remembered_study(parsed: ParsedStudy, store: StudyReader) -> Study | None:
 def _layout(places: Iterable[str]) -> Layout:
     """A model of one weight per place."""
     parameters = {place: Parameter(place, (1,), place) for place in places}
-    layers = [found[0] for place in parameters if (found := layer_and_component(place)) is not None]
-    return Layout(parameters, {}, (), max(layers, default=-1) + 1, "", "", 0, 0, "")
+    encoder, decoder = (
+        1 + max((found[0] for place in parameters if (found := read(place)) is not None), default=-1)
+        for read in (layer_and_component, decoder_layer_and_component)
+    )
+    return Layout(parameters, {}, (), encoder, "", "", 0, 0, "", n_decoder_layers=decoder)
 
 
 def _measured(recipes: list[MergeRecipe], names: set[str]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mergesearch.training.cache import cached
+from mergesearch.sources.cached import cached
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_build_that_fails_is_not_taken_for_whole(shelf: Path) -> None:
 def test_a_killed_build_is_built_again_and_cleared_away_later(shelf: Path) -> None:
     program = """
 import os, signal
-from mergesearch.training.cache import cached
+from mergesearch.sources.cached import cached
 def build(folder):
     folder.mkdir()
     (folder / "half.txt").write_text("half")
