@@ -115,7 +115,7 @@ class RerankEntry(Closed):
     """
 
     family: str | None = None
-    """`cross_encoder`, `mono_t5`, `rank_llama`, `query_likelihood`, `yes_no` or `bi_encoder`; by default what the
+    """`cross_encoder`, `mono_t5`, `rank_llama`, `query_likelihood` or `yes_no`; by default what the
     template's files say it is."""
     first_stage: Annotated[FirstStageEntry, BeforeValidator(_kind_shorthand)] = FirstStageEntry(depth=100)
     """A kind's name, or a mapping of `kind`, `depth` and the kind's options."""
