@@ -86,6 +86,8 @@ def _check_reranking(checks: Checks, parsed: ParsedStudy) -> None:
         lacking = [] if text is None else [f"{{{word}}}" for word in wanted if f"{{{word}}}" not in text]
         if lacking:
             checks.add(f"the template lacks {' and '.join(lacking)}, where the text goes", *keys, "rerank", name)
+    if parsed.content.workers.gpus > 1:
+        checks.add("a re-ranker lies on one GPU of a worker: leave it out", "workers", "gpus")
     if parsed.content.merge.examples is not None:
         message = "losses of re-rankers are not measured: remove `examples:` and give all losses as numbers"
         checks.add(message, "merge", "examples")
