@@ -54,4 +54,4 @@ def command(
         made = train_reranker(
             model, pairs, out, asked, device=device, restart=restart, preparing=preparing, progress=progress
         )
-    tell_trained(made, f"re-ranker, {made.pairs:,} pairs, {made.steps:,} steps")
+    tell_trained(made, f"re-ranker, {made.examples:,} pairs, {made.steps:,} steps")

@@ -14,7 +14,7 @@ import click
 from mergesearch.cli.common import F, quiet_libraries
 
 if TYPE_CHECKING:
-    from mergesearch.training import Adapted, AdapterSettings, Expert, TrainedReranker
+    from mergesearch.training import Adapted, AdapterSettings, Trained
 
 
 def texts_option(*names: str, help: str, exists: bool = True) -> Callable[[F], F]:  # noqa: A002 - click's name
@@ -87,7 +87,7 @@ def can_be_gone_on_with() -> Iterator[None]:
         raise
 
 
-def tell_trained(made: Adapted | Expert | TrainedReranker, what: str) -> None:
+def tell_trained(made: Adapted | Trained, what: str) -> None:
     """What was made of what, and how far the loss fell."""
     if made.before:
         click.echo(f"{made.folder} is there already, made with these settings")

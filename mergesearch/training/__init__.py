@@ -9,20 +9,20 @@ sentence-transformers and transformers and on PEFT, which need the extra `traini
 
 from mergesearch.sources.cached import cached
 from mergesearch.training.adapters import AdapterSettings
+from mergesearch.training.base import Trained
 from mergesearch.training.contrastive import train_contrastive
-from mergesearch.training.expert import Expert, ExpertSettings, train_expert
+from mergesearch.training.expert import ExpertSettings, train_expert
 from mergesearch.training.knowledge import Adapted, KnowledgeSettings, train_knowledge_adapter
 from mergesearch.training.masked_lm import train_masked_lm
-from mergesearch.training.reranking import RerankerTraining, TrainedReranker, train_reranker
+from mergesearch.training.reranking import RerankerTraining, train_reranker
 
 __all__ = [
     "Adapted",
     "AdapterSettings",
-    "Expert",
     "ExpertSettings",
     "KnowledgeSettings",
     "RerankerTraining",
-    "TrainedReranker",
+    "Trained",
     "cached",
     "train_contrastive",
     "train_expert",

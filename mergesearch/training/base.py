@@ -64,6 +64,25 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A finished training on judged pairs.
+
+    Attributes:
+        folder: of the model or adapter.
+        examples: that there were to train on.
+        steps: of the optimizer.
+        losses: logged losses, the first and the last.
+        before: whether it had been finished by an earlier process.
+    """
+
+    folder: Path
+    examples: int
+    steps: int
+    losses: tuple[float, float]
+    before: bool
+
+
+@dataclass(frozen=True)
 class Base:
     """The model that a training begins with, of which no weight is loaded.
 

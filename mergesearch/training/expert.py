@@ -19,7 +19,7 @@ from mergesearch.sources.config import refuse_foreign_modules
 from mergesearch.sources.locate import locate
 from mergesearch.training import harness
 from mergesearch.training.adapters import ALL, AdapterSettings, attach, save_adapter
-from mergesearch.training.base import Base, TrainingSettings
+from mergesearch.training.base import Base, Trained, TrainingSettings
 from mergesearch.training.contrastive import contrastive_trainer, model_prompts
 from mergesearch.training.pairs import (
     Columns,
@@ -91,25 +91,6 @@ class ExpertSettings(TrainingSettings):
             raise MergesearchError(f"examples cannot have {self.negatives} negatives; give 0 or more")
 
 
-@dataclass(frozen=True)
-class Expert:
-    """A finished training.
-
-    Attributes:
-        folder: of the adapter or model.
-        examples: that there were to train on.
-        steps: of the optimizer.
-        losses: logged losses, the first and the last.
-        before: whether it had been finished by an earlier process.
-    """
-
-    folder: Path
-    examples: int
-    steps: int
-    losses: tuple[float, float]
-    before: bool
-
-
 def train_expert(
     model: str,
     pairs: Sequence[Path],
@@ -122,7 +103,7 @@ def train_expert(
     preparing: harness.Progress | None = None,
     progress: harness.Progress | None = None,
     passes: Path | None = None,
-) -> Expert:
+) -> Trained:
     """Fine-tune a retriever with InfoNCE and leave an adapter, or a whole model.
 
     A process that is killed loses a minute: the same call goes on, and ends with what an undisturbed one would have
@@ -165,7 +146,7 @@ def train_expert(
             return _train(prepared, columns, work / "checkpoints", out, asked, save_every_s, progress, passes)
 
         record, before = train_once(out, asked, prepared.check_memory, train, restart=restart)
-    return Expert(out, record["examples"], record["steps"], first_and_last(record), before)
+    return Trained(out, record["examples"], record["steps"], first_and_last(record), before)
 
 
 @dataclass(frozen=True)

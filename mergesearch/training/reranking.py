@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergesearch.errors import CollectionError, Problem, SourceError
 from mergesearch.sources.config import refuse_foreign_modules
 from mergesearch.training import harness
-from mergesearch.training.base import Base, TrainingSettings
+from mergesearch.training.base import Base, Trained, TrainingSettings
 from mergesearch.training.pairs import TrainingPairs, lay_out, mine_bm25, read_pairs
 from mergesearch.training.resumable import (
     SAVE_EVERY_S,
@@ -68,25 +68,6 @@ class RerankerTraining(TrainingSettings):
     above_zero: ClassVar = (*TrainingSettings.above_zero, "negatives", "depth", "positives")
 
 
-@dataclass(frozen=True)
-class TrainedReranker:
-    """A finished training.
-
-    Attributes:
-        folder: of the re-ranker: a CrossEncoder of sentence-transformers.
-        pairs: that there were to train on.
-        steps: of the optimizer.
-        losses: logged losses, the first and the last.
-        before: whether it had been finished by an earlier process.
-    """
-
-    folder: Path
-    pairs: int
-    steps: int
-    losses: tuple[float, float]
-    before: bool
-
-
 def train_reranker(
     model: str,
     pairs: Sequence[Path],
@@ -98,7 +79,7 @@ def train_reranker(
     save_every_s: float = SAVE_EVERY_S,
     preparing: harness.Progress | None = None,
     progress: harness.Progress | None = None,
-) -> TrainedReranker:
+) -> Trained:
     """Train a cross-encoder with one label and leave it as a folder, in float32.
 
     Where the encoder's files hold no head (and no pooler, where the head reads one), they are drawn and trained with
@@ -151,7 +132,7 @@ def train_reranker(
             return _train(base, settings, columns, work / "checkpoints", out, asked, save_every_s, progress)
 
         record, before = train_once(out, asked, check, train, restart=restart)
-    return TrainedReranker(out, record["pairs"], record["steps"], first_and_last(record), before)
+    return Trained(out, record["pairs"], record["steps"], first_and_last(record), before)
 
 
 def _check_encoder(config: PretrainedConfig, model: str) -> None:

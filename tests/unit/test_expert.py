@@ -17,7 +17,8 @@ from mergesearch.errors import CollectionError, MemoryPlanError, MergesearchErro
 from mergesearch.sources.adapter import open_source
 from mergesearch.training import memory
 from mergesearch.training.adapters import AdapterSettings
-from mergesearch.training.expert import Expert, ExpertSettings, train_expert
+from mergesearch.training.base import Trained
+from mergesearch.training.expert import ExpertSettings, train_expert
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import lay_out, mine_bm25, mine_with_model, read_pairs
 from tests.tiny_models import WORDS, file_hashes, make_tiny
@@ -49,7 +50,7 @@ def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_beir(tmp_path_factory.mktemp("beir") / "made")
 
 
-def train(model: Path, pairs: Path, out: Path, **options: Any) -> Expert:
+def train(model: Path, pairs: Path, out: Path, **options: Any) -> Trained:
     calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart", "passes") if name in options}
     settings = {"adapter": SHAPE, "steps": 5, "batch_size": 4, "max_length": 16, "learning_rate": 5e-3, **options}
     return train_expert(str(model), [pairs], out, ExpertSettings(**settings), device="cpu", **calls)

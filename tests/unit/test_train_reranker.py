@@ -18,9 +18,10 @@ from transformers import AutoModelForSequenceClassification
 from mergesearch.cli import cli
 from mergesearch.errors import CollectionError, MemoryPlanError, MergesearchError, SourceError
 from mergesearch.training import memory
+from mergesearch.training.base import Trained
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import TrainingPairs, mine_bm25, read_pairs
-from mergesearch.training.reranking import RerankerTraining, TrainedReranker, labelled_pairs, train_reranker
+from mergesearch.training.reranking import RerankerTraining, labelled_pairs, train_reranker
 from mergesearch.training.resumable import work_folder
 from tests.processes import kill_when
 from tests.tiny_models import WORDS, file_hashes, make_tiny
@@ -44,7 +45,7 @@ def beir(tmp_path_factory: pytest.TempPathFactory) -> TrainingPairs:
     return read_pairs(make_beir(tmp_path_factory.mktemp("beir") / "made"), split="dev")
 
 
-def train(model: Path, pairs: Path, out: Path, **options: Any) -> TrainedReranker:
+def train(model: Path, pairs: Path, out: Path, **options: Any) -> Trained:
     calls = {name: options.pop(name) for name in ("progress", "save_every_s", "restart") if name in options}
     settings = {"steps": 5, "batch_size": 4, "max_length": 16, "learning_rate": 5e-3, "negatives": 2, **options}
     return train_reranker(str(model), [pairs], out, RerankerTraining(**settings), device="cpu", **calls)
@@ -123,7 +124,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(bert: Path, rows: Path
     """Over several passes, whose last batches are smaller."""
     options: dict[str, Any] = {"steps": 14, "batch_size": 7}
     undisturbed = train(bert, rows, tmp_path / "undisturbed", **options)
-    assert undisturbed.pairs % 7
+    assert undisturbed.examples % 7
 
     def stop(done: int, _: int) -> None:
         if done == 9:
