@@ -24,6 +24,7 @@ from mergesearch.study_checks import (
 from mergesearch.study_file import ParsedStudy, parse_study
 from mergesearch.study_inputs import (
     check_encoding,
+    check_family,
     grouping,
     open_sources,
     read_collections,
@@ -67,6 +68,7 @@ def resolve(parsed: ParsedStudy, *, searched: bool = True) -> Study:
         if content.evaluation.rerank is not None:
             with checks.at("evaluation", "rerank"):
                 family = detect_family(folder, content.evaluation.rerank.family)
+                check_family(parsed, family, checks)
         else:
             check_encoding(parsed, folder, checks)
         if family is not None or not reranks:

@@ -21,6 +21,7 @@ from mergesearch.evaluation.examples import (
 )
 from mergesearch.evaluation.formats import load_collection
 from mergesearch.evaluation.rerank_settings import FirstStageSpec, RerankSettings
+from mergesearch.evaluation.rerankers import Family
 from mergesearch.evaluation.settings import Choices, resolve, stated_prompts
 from mergesearch.evaluation_schema import CollectionEntry, FirstStageEntry
 from mergesearch.sources.adapter import open_source
@@ -102,6 +103,19 @@ def check_encoding(parsed: ParsedStudy, template: Path, checks: Checks) -> None:
                     checks.add(message, *keys)
 
 
+def check_family(parsed: ParsedStudy, family: Family, checks: Checks) -> None:
+    """Nothing may be said of pairs that the family does not read: it would change nothing."""
+    entry = parsed.content.evaluation.rerank
+    for name in ("template", "query_template", "document_template", "instruction", "tokens"):
+        if getattr(entry, name) is not None and name not in family.reads:
+            read = ", ".join(sorted(family.reads))
+            checks.add(f"{family.name} does not read `{name}`, but {read}", "evaluation", "rerank", name)
+    settings = rerank_settings(parsed, family.name)
+    if settings is not None and settings.template is not None and "template" in family.reads:
+        with checks.at("evaluation", "rerank", "template"):
+            family.check_template(settings.template)
+
+
 def read_collections(parsed: ParsedStudy, checks: Checks) -> tuple[Collection, ...]:
     """The dev splits of every collection whose entry is sound."""
     collections = []
@@ -173,13 +187,13 @@ def rerank_settings(parsed: ParsedStudy, family: str | None) -> RerankSettings |
 
     Args:
         parsed: the study file.
-        family: what the template is, see `detect_family`.
+        family: what the template is, see `detect_family`; None for what the study file says, if it does.
     """
     entry = parsed.content.evaluation.rerank
     if entry is None:
         return None
     return RerankSettings(
-        family=family,
+        family=family or entry.family,
         fusion=entry.fusion,
         max_length=entry.max_length,
         template=entry.template,

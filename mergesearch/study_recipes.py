@@ -21,7 +21,7 @@ from mergesearch.sources.adapter import AdaptedCheckpoint
 from mergesearch.sources.alignment import align
 from mergesearch.sources.checkpoint import Checkpoint
 from mergesearch.sources.groups import Group
-from mergesearch.sources.layout import EMBEDDINGS, Layout
+from mergesearch.sources.layout import EMBEDDINGS, HEAD, POOLER, Layout
 from mergesearch.sources.locate import commit_of
 from mergesearch.sources.vocabulary import SharedTokens, hash_of_shared, same_vocabulary
 from mergesearch.study_checks import sources_to_measure
@@ -164,6 +164,8 @@ class StudyRecipes:
             misfits.discard(EMBEDDINGS)  # they were found to fit, row by row
         elif not same_vocabulary(self.folders[template], self.folders[source]):
             misfits.add(EMBEDDINGS)  # the template's tokenizer would pick other words' rows
+        if HEAD in misfits:
+            misfits.add(POOLER)  # the template's head reads what the template's pooler puts out
         return frozenset(self.layout.places) - misfits
 
     def content_hash(self, source: str) -> str:

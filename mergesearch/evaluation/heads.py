@@ -36,10 +36,23 @@ def tokens_in_fp32(model: Any, ids: Sequence[int]) -> None:
     Raises:
         EvaluationError: the model ends in no linear layer over the vocabulary.
     """
+    _in_fp32(_vocabulary(model), list(ids))
+
+
+def vocabulary_in_fp32(model: Any) -> None:
+    """From now on a language model puts out fp32 logits of all tokens.
+
+    Raises:
+        EvaluationError: the model ends in no linear layer over the vocabulary.
+    """
+    _in_fp32(_vocabulary(model))
+
+
+def _vocabulary(model: Any) -> nn.Linear:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise EvaluationError(f"{type(model).__name__} does not end in a linear layer over the vocabulary.")
-    _in_fp32(head, list(ids))
+    return head
 
 
 def _in_fp32(layer: nn.Linear, rows: list[int] | None = None) -> None:

@@ -190,15 +190,18 @@ class KeptLogits:
 
     Attributes:
         logits: per collection fp32 [P], in the order of its pairs (`PreparedPairs`), on the CPU.
+        candidates: per collection a number of which pairs these are, see `PreparedPairs.digest`.
     """
 
     logits: tuple[Tensor, ...]
+    candidates: tuple[int, ...]
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
         from safetensors.torch import save
 
-        content: bytes = save({f"{i}.logits": logits.contiguous() for i, logits in enumerate(self.logits)})
+        tensors = {f"{i}.logits": logits.contiguous() for i, logits in enumerate(self.logits)}
+        content: bytes = save({**tensors, "candidates": torch.tensor(self.candidates, dtype=torch.int64)})
         return content
 
     @classmethod
@@ -207,7 +210,8 @@ class KeptLogits:
         from safetensors.torch import load
 
         tensors = load(content)
-        return cls(tuple(tensors[f"{i}.logits"] for i in range(len(tensors))))
+        candidates = tuple(tensors.pop("candidates").tolist())
+        return cls(tuple(tensors[f"{i}.logits"] for i in range(len(tensors))), candidates)
 
 
 class PairKeeper:
@@ -219,6 +223,7 @@ class PairKeeper:
 
     def __init__(self, collections: Sequence[PreparedPairs]) -> None:
         self._logits = [torch.full((c.plan.n_texts,), math.nan) for c in collections]
+        self._candidates = tuple(c.digest for c in collections)
 
     def add(self, i: int, pairs: NDArray[np.int64], logits: Tensor) -> None:
         """Logits of some pairs of collection `i`, fp32 [B]."""
@@ -226,7 +231,7 @@ class PairKeeper:
 
     def result(self) -> KeptLogits:
         """What was collected; NaN for pairs that were not scored."""
-        return KeptLogits(tuple(self._logits))
+        return KeptLogits(tuple(self._logits), self._candidates)
 
 
 def _halved(embeddings: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ Notation: Q judged queries, K candidates of a query at most, P pairs of both.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +64,12 @@ class PreparedPairs:
     gains: NDArray[np.float64]
     plan: PairPlan
     looks: tuple[PairLook, ...]
+
+    @cached_property
+    def digest(self) -> int:
+        """Which pairs these are, in their order: 63 bits of a hash of all candidates' places."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.places).tobytes()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     @property
     def present(self) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from mergesearch.errors import EvaluationError, SourceError
 from mergesearch.evaluation.inputs import Features, InputFormat
 from mergesearch.evaluation.joining import Form, Lengths
 from mergesearch.evaluation.loading import check_length, no_progress_bar, positions, set_attention
+from mergesearch.evaluation.memory import is_out_of_memory
 from mergesearch.evaluation.pairing import plan_pairs
 from mergesearch.evaluation.planned import DTYPES, OnBatch, PlannedModel
 from mergesearch.evaluation.reranker_files import RerankerFiles, read_reranker_files
@@ -241,7 +242,9 @@ def _load(folder: Path, family: Family, dtype: torch.dtype, device: str, trust_r
             loader = getattr(transformers, _LOADERS[family.head])
             model, loaded = loader.from_pretrained(inside, dtype=dtype, output_loading_info=True, **given)
             tokenizer = transformers.AutoTokenizer.from_pretrained(inside, **given)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last where shapes are not those of config.json
+        if is_out_of_memory(error):
+            raise
         raise SourceError([f"{folder} does not load as {family.title}: {error}"]) from error
     if missing := sorted(loaded["missing_keys"]):
         named = f"{', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}"

@@ -160,6 +160,8 @@ class LimitedDataProtocol:
         problems, first = [], self.studies[0]
         for study in self.studies:
             content, name = study.parsed.content, study.parsed.path.name
+            if content.evaluation.rerank is not None:
+                problems.append(f"{name}: this comparison is of bi-encoders, which LoRA trains: take `rerank` out")
             if content.search.racing is not None:
                 problems.append(f"{name}: `search.racing` leaves trials without scores on some queries: take it out")
             if content.search.start_from is not None:

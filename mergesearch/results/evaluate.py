@@ -31,6 +31,7 @@ from mergesearch.results.rival_models import RIVAL, with_rivals
 from mergesearch.results.tested import USUAL, PairedTest, Reported, paired_tests, shown_p
 from mergesearch.storage.store import StudyStore
 from mergesearch.study import Study
+from mergesearch.study_inputs import rerank_settings
 from mergesearch.study_prompts import searched_prompts
 from mergesearch.study_recipes import UNIFORM_AVERAGE, Prompts
 from mergesearch.workers.evaluator import TrialEvaluator
@@ -225,6 +226,8 @@ def evaluate_folder(
         spec = study.evaluator_spec()
         gpus = spec.gpus
         specs, settings = _without_lists(study, _specs(study, split)), spec.evaluation
+        if settings.rerank is not None:  # another folder may be of another family, which its files say
+            settings = replace(settings, rerank=rerank_settings(study.parsed, None))
         torch.set_num_threads(spec.threads)
     else:
         assert beir is not None

@@ -23,6 +23,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from mergesearch.errors import CollectionError, EvaluationError, Problem, unknown
 from mergesearch.evaluation.loading import load
+from mergesearch.evaluation.reranker_files import read_reranker_files
 from mergesearch.results.evaluate import Table
 from mergesearch.results.tested import FINAL_METRICS
 from mergesearch.sources.checkpoint import Checkpoint
@@ -116,6 +117,9 @@ def evaluate_mteb(
     name = name or f"local/{folder.resolve().name}"
     if len([part for part in name.split("/") if part]) != 2:
         raise EvaluationError(f"the name {name!r} is not ORGANISATION/MODEL, as MTEB and the hub want it")
+    architecture = read_reranker_files(folder).architecture
+    if architecture.endswith(("ForSequenceClassification", "ForConditionalGeneration")):
+        raise EvaluationError(f"{folder} is a re-ranker ({architecture}); MTEB's retrieval tasks want an encoder")
     mteb = _import_mteb()
     with _quiet():
         chosen = [_find(mteb, task) if isinstance(task, str) else task for task in tasks]

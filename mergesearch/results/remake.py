@@ -150,7 +150,8 @@ def _rerank_settings(found: Mapping[str, Any], recipe: MergeRecipe) -> RerankSet
     said = found.get("settings", {}).get("rerank")
     if said is not None:
         return RerankSettings(**{**said, "tokens": None if said["tokens"] is None else tuple(said["tokens"])})
-    return RerankSettings() if any(HEAD in g.places for g in recipe.groups) else None
+    whole = any(p == HEAD or p.startswith("decoder.") for g in recipe.groups for p in g.places)
+    return RerankSettings() if whole else None
 
 
 @contextmanager

@@ -22,9 +22,10 @@ Shares = Mapping[str, float]
 
 
 def tunes(study: Study) -> bool:
-    """Whether λ is tuned: in studies that re-rank and do not fix it."""
+    """Whether λ is tuned: in studies that re-rank, do not fix it, and have scores to sum with."""
     entry = study.parsed.content.evaluation.rerank
-    return entry is not None and entry.fusion == "tuned"
+    scored = any(spec.first_stage.kind != "candidates" for spec in study.collection_specs())
+    return entry is not None and entry.fusion == "tuned" and scored
 
 
 def open_tuned(

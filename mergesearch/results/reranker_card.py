@@ -17,8 +17,8 @@ _AUTO = {
 _CROSS_ENCODER = """```python
 from sentence_transformers import CrossEncoder
 
-model = CrossEncoder("path/to/this/folder")    # or its name on the hub
-scores = model.predict([("a query", "a document"), ("a query", "another document")])
+model = CrossEncoder("path/to/this/folder", max_length={length})    # or its name on the hub
+scores = model.predict([({query}, {document}), ({query}, {other})])
 ```"""
 
 _TRANSFORMERS = """```python
@@ -27,6 +27,17 @@ from transformers import AutoTokenizer, {auto}
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")    # or its name on the hub
 model = {auto}.from_pretrained("path/to/this/folder")
 ```"""
+
+
+def _cross_encoder(settings: Mapping[str, Any]) -> str:
+    """With the texts that stand around a query and a document."""
+    query, document = settings["form"]["query"], settings["form"]["document"]
+    said = {"query": (query, "{query}", "a query"), "document": (document, "{document}", "a document")}
+    said["other"] = (document, "{document}", "another document")
+    shown = {
+        name: json.dumps(form.replace(hole, text), ensure_ascii=False) for name, (form, hole, text) in said.items()
+    }
+    return _CROSS_ENCODER.format(length=settings["max_length"], **shown)
 
 
 def how_to_rerank(provenance: Mapping[str, Any]) -> str:
@@ -39,8 +50,10 @@ def how_to_rerank(provenance: Mapping[str, Any]) -> str:
     family = FAMILIES[settings["family"]]
     two_texts = "query" in settings["form"]
     auto = _AUTO[family.head] if family.head else "AutoModel"
-    lines = [_CROSS_ENCODER if two_texts else _TRANSFORMERS.format(auto=auto), ""]
+    lines = [_cross_encoder(settings) if two_texts else _TRANSFORMERS.format(auto=auto), ""]
     lines.append(f"It scores a pair of a query and a document: {family.title}.")
+    cuts = {"queries": settings["max_query_length"], "documents": settings["max_document_length"]}
+    lines += [f"Before that {kind} were cut to {n} tokens." for kind, n in cuts.items() if n is not None]
     texts = {name: text for name, text in settings["form"].items() if isinstance(text, str)}
     lines += [f"Pairs: {name} {json.dumps(text, ensure_ascii=False)}." for name, text in texts.items()]
     lines.append(f"Scored in {settings['dtype']}; pairs were cut to {settings['max_length']} tokens.")

@@ -28,9 +28,11 @@ class PairPredictor:
         self._merger = merger
         self._pipeline = pipeline
 
-    def read(self, content: bytes) -> KeptLogits:
-        """What was stored."""
-        return KeptLogits.from_bytes(content)
+    def read(self, content: bytes) -> KeptLogits | None:
+        """What was stored; None where another machine's first stage had found other candidates."""
+        kept = KeptLogits.from_bytes(content)
+        same = kept.candidates == tuple(c.digest for c in self._pipeline.collections)
+        return kept if same else None
 
     def compact(self, kept: KeptLogits) -> KeptLogits:
         """As they are: 4 bytes a pair."""

@@ -41,8 +41,8 @@ K = TypeVar("K", bound=Kept)
 class Predictor(Protocol[K]):
     """What is kept of merges, and how others are predicted from it."""
 
-    def read(self, content: bytes) -> K:
-        """What `Kept.to_bytes` wrote."""
+    def read(self, content: bytes) -> K | None:
+        """What `Kept.to_bytes` wrote; None where it is of other texts or pairs than are scored here."""
 
     def compact(self, kept: K) -> K:
         """Made smaller where it is large, for good: it is what is stored and what is predicted from."""
@@ -126,8 +126,9 @@ class Screener:
             content = None
         if content is None:
             return None
-        kept: Kept = self._predictor.read(content)
-        self._hold(fingerprint, kept)
+        kept: Kept | None = self._predictor.read(content)
+        if kept is not None:
+            self._hold(fingerprint, kept)
         return kept
 
     def _hold(self, fingerprint: str, kept: Kept) -> None:

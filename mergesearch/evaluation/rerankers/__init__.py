@@ -58,6 +58,7 @@ class Family(ABC):
         max_length: tokens of a pair where no file says it; None for the model's number of positions.
         max_query_length: tokens of a query before it is paired, where nobody says it; None for no limit.
         max_document_length: the same of a document.
+        reads: the settings that replace what is the family's own.
     """
 
     name: str = ""
@@ -67,6 +68,7 @@ class Family(ABC):
     max_length: ClassVar[int | None] = None
     max_query_length: ClassVar[int | None] = None
     max_document_length: ClassVar[int | None] = None
+    reads: ClassVar[frozenset[str]] = frozenset({"template"})
 
     @abstractmethod
     def recognises(self, files: RerankerFiles) -> bool:
@@ -75,6 +77,13 @@ class Family(ABC):
     @abstractmethod
     def form(self, settings: RerankSettings, files: RerankerFiles) -> Form:
         """How a query and a document are put to the tokenizer: the study's word, else the family's own."""
+
+    def check_template(self, template: str) -> None:  # noqa: B027 - most take any
+        """Refuse a template that the family cannot score with.
+
+        Raises:
+            EvaluationError: it is such.
+        """
 
     @abstractmethod
     def activation(self, files: RerankerFiles) -> str:

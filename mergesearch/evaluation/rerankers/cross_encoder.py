@@ -28,6 +28,7 @@ class CrossEncoder(Family):
 
     title = "an encoder with a classification head"
     head = "sequence_classification"
+    reads = frozenset({"query_template", "document_template"})
 
     def recognises(self, files: RerankerFiles) -> bool:
         """See the base class."""

@@ -32,6 +32,7 @@ class MonoT5(Family):
     title = "an encoder-decoder that answers true or false"
     head = "seq2seq_lm"
     max_length = 512
+    reads = frozenset({"template", "tokens"})
 
     def recognises(self, files: RerankerFiles) -> bool:
         """See the base class."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mergesearch.errors import EvaluationError
+from mergesearch.evaluation.heads import vocabulary_in_fp32
 from mergesearch.evaluation.joining import Form, OneText
 from mergesearch.evaluation.rerankers import Family, Reading, family, kept_logits, tensors
 
@@ -37,9 +39,19 @@ class QueryLikelihood(Family):
         return False
 
     def form(self, settings: RerankSettings, files: RerankerFiles) -> Form:
-        """The published text; a template must end in `{query}`."""
+        """The published text; a template must end in `{query}`.
+
+        Raises:
+            EvaluationError: it does not.
+        """
+        self.check_template(settings.template or "{query}")
         template = settings.template or f"{files.prompt}Document: {{document}} Query:{{query}}"
         return OneText(template, starts=False, apart=True)
+
+    def check_template(self, template: str) -> None:
+        """What is scored stands last."""
+        if not template.endswith("{query}"):
+            raise EvaluationError("the likelihood of a query is that of what comes last: end `template` in {query}.")
 
     def activation(self, files: RerankerFiles) -> str:  # noqa: ARG002
         """The published score is the mean itself."""
@@ -47,6 +59,7 @@ class QueryLikelihood(Family):
 
     def open(self, model: Any, tokenizer: Any, settings: RerankSettings, files: RerankerFiles) -> Reading:  # noqa: ARG002
         """See the base class."""
+        vocabulary_in_fp32(model)
 
         def score(inputs: Features) -> Tensor:
             counts = inputs["seconds"].tolist()
@@ -65,4 +78,4 @@ class QueryLikelihood(Family):
 
 def _log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     """Of every token, fp32 [T], from logits [T, V]."""
-    return torch.log_softmax(logits.float(), dim=-1).gather(1, ids[:, None])[:, 0]
+    return torch.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]

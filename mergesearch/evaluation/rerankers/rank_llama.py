@@ -27,6 +27,7 @@ class RankLlama(Family):
     title = "a decoder with a classification head"
     head = "sequence_classification"
     causal = True
+    reads = frozenset({"query_template", "document_template"})
 
     def recognises(self, files: RerankerFiles) -> bool:
         """See the base class."""

@@ -37,6 +37,7 @@ class YesNo(Family):
     head = "causal_lm"
     causal = True
     max_length = 8192
+    reads = frozenset({"template", "instruction", "tokens"})
 
     def recognises(self, files: RerankerFiles) -> bool:
         """A `CrossEncoder` with a `LogitScore` over a language model; config.json alone does not tell it."""
