@@ -135,6 +135,7 @@ def test_commands_say_what_is_re_ranked(bert: TinyStudy, tmp_path: Path) -> None
         ((("evaluation", "prompts"), {"query": "q: "}), "re-ranker's template"),
         ((("evaluation", "rerank", "query_template"), "query:"), r"lacks \{query\}"),
         ((("evaluation", "rerank", "fusion"), 1.5), "fusion"),
+        ((("evaluation", "rerank", "template"), "{query} {document}"), "does not read `template`"),
         ((("merge", "template"), "base"), "re-rank"),
         ((("evaluation", "rerank"), None), "pooled"),
     ],

@@ -10,9 +10,12 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from mergesearch import load_study
-from mergesearch.errors import StudyFileError
+from mergesearch.errors import EvaluationError, StudyFileError
 from mergesearch.evaluation.reranker import Reranker
+from mergesearch.protocols.limited_data import LimitedData, LimitedDataProtocol
+from mergesearch.results.mteb_tasks import evaluate_mteb
 from mergesearch.sources.layout import HEAD, POOLER, canonical_parameters
+from mergesearch.study_file import parse_study
 from mergesearch.workers.opening import open_merger
 from tests.tiny_models import tiny_reranker
 from tests.tiny_studies import TinyStudy, make_rerank_study
@@ -102,3 +105,20 @@ def test_a_re_ranker_lies_on_one_gpu(tmp_path: Path) -> None:
     tiny.change("workers", to={"kind": "ray", "device": "cuda", "gpus": 2})
     with pytest.raises(StudyFileError, match="lies on one GPU"):
         load_study(tiny.file)
+
+
+def test_a_source_alone_has_the_templates_pooler_under_the_templates_head(tmp_path: Path) -> None:
+    """Its own pooler was not trained to be read by that head, and other sources have none."""
+    tiny = make_rerank_study(tmp_path)
+    study = load_study(tiny.file)
+    assert POOLER in study.layout.places
+    assert study.own_places("base") == frozenset(study.layout.places) - {HEAD, POOLER}
+    assert study.own_places("reranker") == frozenset(study.layout.places)
+
+
+def test_the_comparison_with_lora_and_mteb_refuse_re_rankers(tmp_path: Path) -> None:
+    tiny = make_rerank_study(tmp_path)
+    with pytest.raises(StudyFileError, match="bi-encoders"):
+        LimitedDataProtocol([parse_study(tiny.file)], tmp_path / "work", LimitedData(queries=5))
+    with pytest.raises(EvaluationError, match="is a re-ranker"):
+        evaluate_mteb(tmp_path / "reranker", ["NFCorpus"], out=tmp_path / "mteb")
