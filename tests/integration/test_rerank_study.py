@@ -20,7 +20,7 @@ from mergesearch.workers.evaluator import TrialEvaluator
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_beir, make_rerank_study, mergesearch
 
-KINDS = ("bert", "roberta", "t5", "llama")
+KINDS = ("bert", "t5", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("roberta", "llama")))
 
 
 @pytest.fixture(scope="module", params=KINDS)
