@@ -47,11 +47,7 @@ def open_tuned(
     """
     if not tunes(study):
         return TrialEvaluator(spec), {}
-    shares = {}
-    for label, recipe in recipes.items():
-        known = store.value_of(recipe.fingerprint)
-        if known is not None and known[1].fusion is not None:
-            shares[label] = known[1].fusion
+    shares = known_shares(study, store, recipes)
     lacking = {label: recipe for label, recipe in recipes.items() if label not in shares}
     if not lacking:
         return TrialEvaluator(spec), shares
@@ -60,6 +56,25 @@ def open_tuned(
         shares[label] = share_of(evaluator.evaluate(recipe))
     evaluator.adapt(spec)
     return evaluator, shares
+
+
+def known_shares(study: Study, store: StudyStore, recipes: Mapping[str, MergeRecipe]) -> dict[str, float]:
+    """By label the λ of models that trials have scored, as far as there are any.
+
+    A source alone is the anchor of its name where all that it has is merged: other words for the same weights.
+    """
+    merged = {place for g in study.groups if g.merged for place in g.places}
+    same = {
+        study.source_alone(source).fingerprint: study.recipe_of(coefficients).fingerprint
+        for source, coefficients in study.sources_alone().items()
+        if source == study.parsed.content.merge.template or study.own_places(source) <= merged
+    }
+    shares = {}
+    for label, recipe in recipes.items():
+        known = store.value_of(recipe.fingerprint) or store.value_of(same.get(recipe.fingerprint, ""))
+        if known is not None and known[1].fusion is not None:
+            shares[label] = known[1].fusion
+    return shares
 
 
 def share_of(result: TrialResult) -> float:

@@ -15,7 +15,7 @@ from mergesearch.errors import ResumeError, StudyFileError
 from mergesearch.evaluation.fusion import SHARES
 from mergesearch.results.evaluate import evaluate_folder, evaluate_study
 from mergesearch.results.remake import merge_recipe
-from mergesearch.results.reranked import FIRST_STAGE
+from mergesearch.results.reranked import FIRST_STAGE, known_shares
 from mergesearch.workers.evaluator import TrialEvaluator
 from tests.tiny_models import make_tiny
 from tests.tiny_studies import TinyStudy, copy_study, make_beir, make_rerank_study, mergesearch
@@ -78,6 +78,16 @@ def test_the_test_split_is_scored_with_the_share_of_dev(finished: TinyStudy) -> 
         np.testing.assert_allclose(again.collections[0].scores, chosen.result.collections[0].scores)
         assert any("tuned on dev" in note for note in found.notes)
         assert f"{FIRST_STAGE} (bm25)" in {t.against for t in found.tests}
+
+
+def test_sources_that_are_merged_whole_are_not_scored_on_dev_again(finished: TinyStudy) -> None:
+    study = load_study(finished.file)
+    with open_store(study) as store:
+        recipes = {source: study.source_alone(source) for source in study.folders}
+        found = known_shares(study, store, recipes)
+        by_anchor = {t.user_attrs["anchor"]: t.user_attrs["fusion"] for t in store.trials() if "anchor" in t.user_attrs}
+        assert found.keys() == recipes.keys()
+        assert found["reranker"] == by_anchor["reranker alone"]
 
 
 def test_an_export_loads_scores_the_same_and_is_made_again(finished: TinyStudy, tmp_path: Path) -> None:
