@@ -21,6 +21,7 @@ from mergesearch.training.base import Trained
 from mergesearch.training.expert import ExpertSettings, train_expert
 from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import lay_out, mine_bm25, mine_with_model, read_pairs
+from tests.interrupting import interrupted_and_resumed
 from tests.tiny_models import WORDS, file_hashes, make_tiny
 from tests.tiny_studies import make_beir
 
@@ -161,19 +162,7 @@ def test_an_interrupted_expert_goes_on_to_the_same_bits(
 ) -> None:
     """Also over several passes, and with gradients cached."""
     options = {"adapter": AdapterSettings("lora", rank=2, alpha=4, dropout=0.1), **options}
-    undisturbed = train(bert, rows, tmp_path / "undisturbed", **options)
-
-    def stop(done: int, _: int) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(bert, rows, tmp_path / "out", save_every_s=0, progress=stop, **options)
-    seen: list[int] = []
-    train(bert, rows, tmp_path / "out", progress=lambda done, _: seen.append(done), **options)
-    assert seen[0] == 3
-    assert file_hashes(tmp_path / "out") == file_hashes(undisturbed.folder)
-    assert train(bert, rows, tmp_path / "out", **options).before
+    interrupted_and_resumed(lambda out, **given: train(bert, rows, out, **options, **given), tmp_path, after=4)
     with pytest.raises(MergesearchError, match=r"made with other settings \(temperature: 0\.05, now 0\.1\)"):
         train(bert, rows, tmp_path / "out", **options, temperature=0.1)
 

@@ -23,6 +23,7 @@ from mergesearch.training.harness import RECORD_FILE
 from mergesearch.training.pairs import TrainingPairs, mine_bm25, read_pairs
 from mergesearch.training.reranking import RerankerTraining, labelled_pairs, train_reranker
 from mergesearch.training.resumable import work_folder
+from tests.interrupting import interrupted_and_resumed
 from tests.processes import kill_when
 from tests.tiny_models import WORDS, file_hashes, make_tiny
 from tests.tiny_studies import make_beir, write_lines
@@ -123,20 +124,10 @@ def test_a_killed_training_goes_on_to_the_same_bits(bert: Path, rows: Path, tmp_
 def test_an_interrupted_training_goes_on_to_the_same_bits(bert: Path, rows: Path, tmp_path: Path) -> None:
     """Over several passes, whose last batches are smaller."""
     options: dict[str, Any] = {"steps": 14, "batch_size": 7}
-    undisturbed = train(bert, rows, tmp_path / "undisturbed", **options)
+    undisturbed = interrupted_and_resumed(
+        lambda out, **given: train(bert, rows, out, **options, **given), tmp_path, after=9
+    )
     assert undisturbed.examples % 7
-
-    def stop(done: int, _: int) -> None:
-        if done == 9:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(bert, rows, tmp_path / "out", save_every_s=0, progress=stop, **options)
-    seen: list[int] = []
-    train(bert, rows, tmp_path / "out", progress=lambda done, _: seen.append(done), **options)
-    assert seen[0] == 8
-    assert file_hashes(tmp_path / "out") == file_hashes(undisturbed.folder)
-    assert train(bert, rows, tmp_path / "out", **options).before
     with pytest.raises(MergesearchError, match=r"made with other settings \(depth: 100, now 5\)"):
         train(bert, rows, tmp_path / "out", **options, depth=5)
 
